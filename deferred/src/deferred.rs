@@ -1,0 +1,913 @@
+//! The two ends of a result that is not here yet: [`Deferred`], which is told what to do with it, and [`Resolver`], which
+//! fires it.
+//!
+//! The chain is typed and moves: a callback that turns a `String` into an `i64` turns a `Deferred<String>` into a
+//! `Deferred<i64>`, and whoever gave a Deferred away cannot add to it any more. What happens when is decided in `node.rs`;
+//! this file puts types on it.
+
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::rc::{Rc, Weak};
+
+use self::private::Sealed as _;
+use crate::node::{Canceller, Kind, Node, NodeRef, Step};
+use crate::store::{Entry, Erased};
+use crate::{AlreadyCalledError, Failure, contain};
+
+/// A result that is not here yet, and what is to be done when it comes.
+///
+/// Callbacks are added in *levels*. Each level gets the result of the one before: its callback when that is a value, its
+/// errback when it is a [`Failure`]. Callbacks run on the thread that owns the Deferred, synchronously: inside the call
+/// that fires it, or inside `add_callback` when it has fired already.
+///
+/// ```
+/// use errback_deferred::{Deferred, Failure};
+/// use std::num::ParseIntError;
+///
+/// let (resolver, d) = Deferred::<String>::new();
+/// let d = d
+///     .add_callback(|text| Ok(text.parse::<i64>()?))
+///     .add_errback(|failure| {
+///         failure.trap::<ParseIntError>()?; // anything else goes on to the next errback
+///         Ok(0)
+///     })
+///     .add_callback(|n| Ok(n + 1));
+/// resolver.callback("41".to_owned())?;
+/// # d.add_callback(|n| assert_eq!(n, 42));
+/// # Ok::<(), Failure>(())
+/// ```
+///
+/// A callback returns `Result<U, Failure>` (so `?` works), or a `Deferred<U>`, for whose result the chain then waits, or
+/// `()`. See [`IntoOutcome`].
+///
+/// Dropping a Deferred cancels nothing: its callbacks run all the same when it fires. When its last result is a failure, that
+/// is reported (see [`observe_unhandled`](crate::observe_unhandled)).
+#[must_use = "without a last errback a failure of this Deferred will only be reported as unhandled"]
+pub struct Deferred<T> {
+    pub(crate) node: NodeRef,
+    pub(crate) _result: PhantomData<fn() -> T>,
+}
+
+impl<T: 'static> Deferred<T> {
+    /// A Deferred and the end that fires it.
+    ///
+    /// ```
+    /// use errback_deferred::{Deferred, Failure};
+    /// let (resolver, d) = Deferred::new();
+    /// let d = d.add_callback(|n: i64| assert_eq!(n, 1));
+    /// resolver.callback(1)?;
+    /// # drop(d);
+    /// # Ok::<(), Failure>(())
+    /// ```
+    #[track_caller]
+    #[allow(clippy::new_ret_no_self)] // both ends are the point
+    pub fn new() -> (Resolver<T>, Deferred<T>) {
+        let node = NodeRef::new();
+        (
+            Resolver {
+                node: node.clone(),
+                _result: PhantomData,
+            },
+            Deferred::of(node),
+        )
+    }
+
+    /// As [`new`](Deferred::new), with a function that [`cancel`](Deferred::cancel) calls to stop the work.
+    ///
+    /// What the canceller returns is what the Deferred fires with; `None` means a
+    /// [`CancelledError`](crate::CancelledError). It may fire the Deferred by its resolver instead. It is called at most
+    /// once, and never after the Deferred has fired. If it panics, that is logged and the Deferred is cancelled all the same.
+    ///
+    /// ```
+    /// use errback_deferred::Deferred;
+    /// let (resolver, d) = Deferred::<i64>::with_canceller(|| Some(Ok(-1)));
+    /// d.cancel();
+    /// # let _ = resolver;
+    /// # d.add_callback(|n| assert_eq!(n, -1));
+    /// ```
+    #[track_caller]
+    pub fn with_canceller(
+        canceller: impl FnOnce() -> Option<Result<T, Failure>> + 'static,
+    ) -> (Resolver<T>, Deferred<T>) {
+        let (resolver, d) = Deferred::new();
+        d.node.set_canceller(Canceller::Once(Box::new(move |node| {
+            if let Some(result) = canceller() {
+                let _ = fire(node, result); // when the canceller fired it otherwise, that result counts
+            }
+        })));
+        (resolver, d)
+    }
+
+    pub(crate) fn of(node: NodeRef) -> Self {
+        Deferred {
+            node,
+            _result: PhantomData,
+        }
+    }
+
+    fn add<U, L: Entry<NodeRef, Output = Step>>(self, level: L) -> Deferred<U> {
+        self.node.add(level);
+        Deferred {
+            node: self.node,
+            _result: PhantomData,
+        }
+    }
+
+    /// Adds a level that runs `callback` on a value and lets a failure pass.
+    ///
+    /// ```
+    /// use errback_deferred::succeed;
+    /// let d = succeed(2).add_callback(|n| Ok(n * 3));
+    /// # d.add_callback(|n| assert_eq!(n, 6));
+    /// ```
+    pub fn add_callback<R: IntoOutcome>(
+        self,
+        callback: impl FnOnce(T) -> R + 'static,
+    ) -> Deferred<R::Value> {
+        self.add(OnValue(callback, PhantomData::<fn(T)>))
+    }
+
+    /// Adds a level that runs `errback` on a failure and lets a value pass. Returning `Ok` recovers.
+    ///
+    /// ```
+    /// use errback_deferred::{fail, Failure};
+    /// let d = fail::<i64>(Failure::msg("no")).add_errback(|_| Ok(0));
+    /// # d.add_callback(|n| assert_eq!(n, 0));
+    /// ```
+    pub fn add_errback<R: IntoOutcome<Value = T>>(
+        self,
+        errback: impl FnOnce(Failure) -> R + 'static,
+    ) -> Deferred<T> {
+        self.add(OnFailure(errback, PhantomData::<fn(T)>))
+    }
+
+    /// Adds a level with both: `callback` runs on a value, `errback` on a failure, never both of them.
+    ///
+    /// ```
+    /// use errback_deferred::succeed;
+    /// let d = succeed(2).add_callbacks(|n| Ok(n.to_string()), |failure| Ok(failure.to_string()));
+    /// # d.add_callback(|s| assert_eq!(s, "2"));
+    /// ```
+    pub fn add_callbacks<R: IntoOutcome, E: IntoOutcome<Value = R::Value>>(
+        self,
+        callback: impl FnOnce(T) -> R + 'static,
+        errback: impl FnOnce(Failure) -> E + 'static,
+    ) -> Deferred<R::Value> {
+        self.add(OnEither(callback, errback, PhantomData::<fn(T)>))
+    }
+
+    /// Adds a level that runs `callback` on whatever comes.
+    ///
+    /// ```
+    /// use errback_deferred::succeed;
+    /// let d = succeed(2).add_both(|result| {
+    ///     println!("done");
+    ///     result
+    /// });
+    /// # d.add_callback(|n| assert_eq!(n, 2));
+    /// ```
+    pub fn add_both<R: IntoOutcome>(
+        self,
+        callback: impl FnOnce(Result<T, Failure>) -> R + 'static,
+    ) -> Deferred<R::Value> {
+        self.add(OnBoth(callback, PhantomData::<fn(T)>))
+    }
+
+    /// Fires `to` with this Deferred's result; what remains here is `()`.
+    ///
+    /// The reverse is not true: whatever happens to the other Deferred is nothing to this one, but that it had fired already,
+    /// which fails this one with an [`AlreadyCalledError`]. Chains of any length are fired without recursion.
+    ///
+    /// ```
+    /// use errback_deferred::{succeed, Deferred};
+    /// let (resolver, d) = Deferred::new();
+    /// let rest = succeed(1).chain_deferred(resolver);
+    /// # rest.add_callback(|()| ());
+    /// # d.add_callback(|n| assert_eq!(n, 1));
+    /// ```
+    pub fn chain_deferred(self, to: impl FiringEnd<T>) -> Deferred<()> {
+        self.add(Link(to, PhantomData::<fn(T)>))
+    }
+
+    /// The last level: a failure is reported to the observer of unhandled failures, a value is dropped.
+    ///
+    /// ```
+    /// errback_deferred::succeed(1).log_failure();
+    /// ```
+    #[track_caller]
+    pub fn log_failure(self) {
+        let made_at = self.node.made_at();
+        let _ = self.add::<(), _>(OnBoth(
+            move |result: Result<T, Failure>| {
+                if let Err(failure) = result {
+                    crate::unhandled::report(failure, made_at);
+                }
+            },
+            PhantomData,
+        ));
+    }
+
+    /// Asks for the result not to come: the canceller runs, or the Deferred fails with
+    /// [`CancelledError`](crate::CancelledError) at once.
+    ///
+    /// If it waits for another Deferred, that one is cancelled, and so on inwards. If it has its result, nothing happens.
+    /// Without a canceller nobody can tell the producer, so one late firing is swallowed.
+    ///
+    /// ```
+    /// use errback_deferred::{CancelledError, Deferred};
+    /// let (resolver, d) = Deferred::<i64>::new();
+    /// d.cancel();
+    /// assert!(resolver.callback(1).is_ok()); // too late, and swallowed
+    /// # d.add_errback(|f| f.trap::<CancelledError>().map(|_| 0));
+    /// ```
+    pub fn cancel(&self) {
+        self.node.clone().cancel(); // a clone: a callback may drop the handle through which we came
+    }
+
+    /// A handle that can cancel this Deferred after it was given away. It does not keep it alive.
+    ///
+    /// ```
+    /// use errback_deferred::{CancelledError, Deferred};
+    /// let (_resolver, d) = Deferred::<()>::new();
+    /// let handle = d.cancel_handle();
+    /// let somebody_elses = d.add_errback(|failure| failure.trap::<CancelledError>().map(|_| ()));
+    /// handle.cancel();
+    /// ```
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle {
+            node: self.node.downgrade(),
+        }
+    }
+
+    /// Keeps callbacks from running until the token is dropped. Pauses count: all tokens must go.
+    ///
+    /// A pause that a callback makes on its own Deferred has no effect on the levels that run in the same go (as in
+    /// Twisted).
+    ///
+    /// ```
+    /// use errback_deferred::succeed;
+    /// let d = succeed(1);
+    /// let pause = d.pause();
+    /// let d = d.add_callback(|n| Ok(n + 1)); // does not run yet
+    /// assert!(format!("{d:?}").contains("paused"));
+    /// drop(pause); // runs now
+    /// # d.add_callback(|n| assert_eq!(n, 2));
+    /// ```
+    pub fn pause(&self) -> Pause {
+        self.node.pause();
+        Pause {
+            node: self.node.clone(),
+        }
+    }
+
+    /// What can be said of it now, without touching it.
+    ///
+    /// ```
+    /// use errback_deferred::{succeed, Deferred, State};
+    /// assert_eq!(succeed(1).state(), State::Value);
+    /// let (_resolver, d) = Deferred::<()>::new();
+    /// assert_eq!(d.state(), State::Unfired);
+    /// ```
+    pub fn state(&self) -> State {
+        match self.node.seen() {
+            _ if !self.node.fired() => State::Unfired,
+            Kind::Waiting => State::Waiting,
+            Kind::Failure => State::Failure,
+            Kind::Value | Kind::Empty => State::Value, // empty: taken by an `await`
+        }
+    }
+
+    /// Whether it has been fired or cancelled (Twisted's `called`).
+    pub fn called(&self) -> bool {
+        self.node.fired()
+    }
+
+    /// Lets others see what a running callback was given.
+    ///
+    /// Rust moves a value into the callback, so while that runs the Deferred has no result. In Twisted it still has the
+    /// callback's input, and whoever returns or awaits this Deferred just then gets that. With this switch a copy is kept
+    /// while a level whose input is a `T` runs, and the same happens here. Without it they wait until the callbacks are
+    /// through, which is nearly always what one wants. Costs a clone for each callback; for exact ports.
+    pub fn with_visible_input(self) -> Deferred<T>
+    where
+        T: Clone,
+    {
+        self.node
+            .make_visible(|value| value.downcast_ref::<T>().cloned().map(Erased::new));
+        self
+    }
+}
+
+impl<T: 'static> Deferred<Deferred<T>> {
+    /// Waits for the inner one too. For a fallible function that returns a Deferred:
+    ///
+    /// ```
+    /// use errback_deferred::{succeed, Deferred, Failure};
+    /// fn lookup(name: &str) -> Result<Deferred<i64>, Failure> {
+    ///     errback_deferred::ensure!(!name.is_empty(), "no name");
+    ///     Ok(succeed(7))
+    /// }
+    /// let d: Deferred<i64> = succeed("x").add_callback(lookup).flatten();
+    /// # d.add_callback(|n| assert_eq!(n, 7));
+    /// ```
+    pub fn flatten(self) -> Deferred<T> {
+        self.add_callback(|inner| inner)
+    }
+}
+
+impl<T> Deferred<T> {
+    fn describe(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        result: impl FnOnce(&mut fmt::Formatter<'_>) -> fmt::Result,
+    ) -> fmt::Result {
+        write!(f, "<Deferred at {:p}", self.node.address())?;
+        if let Some(inner) = self.node.waits_for() {
+            write!(f, " waiting on Deferred at {:p}", inner.as_ptr())?;
+        } else if self.node.fired() {
+            result(f)?;
+        }
+        if self.node.paused() && self.node.waits_for().is_none() {
+            f.write_str(" paused")?;
+        }
+        f.write_str(">")
+    }
+}
+
+impl<T: fmt::Debug + 'static> fmt::Debug for Deferred<T> {
+    /// As Twisted's repr: unfired, or the current result, or the Deferred that it waits for.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.describe(f, |f| {
+            let shown = self.node.look::<T, _>(|result| match result {
+                Ok(value) => write!(f, " current result: {value:?}"),
+                Err(failure) => write!(
+                    f,
+                    " current result: <Failure {}: {failure}>",
+                    failure.type_name()
+                ),
+            });
+            shown.unwrap_or_else(|| f.write_str(" fired"))
+        })
+    }
+}
+
+/// What a [`Deferred`] can be seen to be in; see [`Deferred::state`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum State {
+    /// Neither fired nor cancelled.
+    Unfired,
+    /// It waits for another Deferred, which one of its callbacks returned.
+    Waiting,
+    /// Its current result is a value; while a callback runs, what that was given.
+    Value,
+    /// Its current result is a failure; while an errback runs, what that was given.
+    Failure,
+}
+
+// ---------------------------------------------------------------- what callbacks return
+
+/// What a callback may return: `Result<U, Failure>`, a `Deferred<U>`, or `()`.
+///
+/// A plain value is wrapped in `Ok`. `?` on any error in the callback makes a [`Failure`].
+#[diagnostic::on_unimplemented(
+    message = "a callback cannot return `{Self}`",
+    label = "wrap this in `Ok`",
+    note = "a callback returns `Ok(value)`, an `Err(failure)`, a `Deferred`, or `()`",
+    note = "if it already is a `Result`, its error has to be a `Failure`: use `?`, as in `Ok(f()?)`"
+)]
+pub trait IntoOutcome {
+    /// The type of the value that the next callback gets.
+    type Value: 'static;
+
+    /// The result, or the Deferred that will have it.
+    fn into_outcome(self) -> Outcome<Self::Value>;
+}
+
+/// A result that is here or not; see [`IntoOutcome`].
+pub enum Outcome<T> {
+    /// The result is here.
+    Now(Result<T, Failure>),
+    /// This Deferred will have it.
+    Later(Deferred<T>),
+}
+
+impl<T: 'static> IntoOutcome for Result<T, Failure> {
+    type Value = T;
+    #[inline]
+    fn into_outcome(self) -> Outcome<T> {
+        Outcome::Now(self)
+    }
+}
+
+impl<T: 'static> IntoOutcome for Deferred<T> {
+    type Value = T;
+    #[inline]
+    fn into_outcome(self) -> Outcome<T> {
+        Outcome::Later(self)
+    }
+}
+
+impl<T: 'static> IntoOutcome for Outcome<T> {
+    type Value = T;
+    #[inline]
+    fn into_outcome(self) -> Outcome<T> {
+        self
+    }
+}
+
+impl IntoOutcome for () {
+    type Value = ();
+    #[inline]
+    fn into_outcome(self) -> Outcome<()> {
+        Outcome::Now(Ok(()))
+    }
+}
+
+impl<T: 'static> Outcome<T> {
+    /// As a Deferred, fired already if the result is here.
+    #[track_caller]
+    pub fn into_deferred(self) -> Deferred<T> {
+        match self {
+            Outcome::Now(result) => fired(result),
+            Outcome::Later(d) => d,
+        }
+    }
+}
+
+// ---------------------------------------------------------------- the levels
+
+struct OnValue<T, F>(F, PhantomData<fn(T)>);
+struct OnFailure<T, F>(F, PhantomData<fn(T)>);
+struct OnEither<T, F, G>(F, G, PhantomData<fn(T)>);
+struct OnBoth<T, F>(F, PhantomData<fn(T)>);
+struct Link<T, E>(E, PhantomData<fn(T)>);
+
+/// Puts what a callback returned in its place.
+#[inline]
+fn settle<R: IntoOutcome>(node: &NodeRef, returned: R) -> Step {
+    match returned.into_outcome() {
+        Outcome::Now(result) => {
+            node.put_result(result);
+            Step::Done
+        }
+        Outcome::Later(d) => match d.node.visible_copy() {
+            Some(result) => {
+                node.put_result::<R::Value>(result);
+                Step::Done
+            }
+            None => Step::Wait(d.node),
+        },
+    }
+}
+
+impl<T: 'static, R: IntoOutcome, F: FnOnce(T) -> R + 'static> Entry<NodeRef> for OnValue<T, F> {
+    type Output = Step;
+    #[inline]
+    fn run(self, node: &NodeRef) -> Step {
+        if node.failed() {
+            return Step::Done;
+        }
+        match node.take_result() {
+            Ok(value) => settle(node, (self.0)(value)),
+            Err(failure) => {
+                node.put_result::<T>(Err(failure));
+                Step::Done
+            }
+        }
+    }
+}
+
+impl<T: 'static, R: IntoOutcome<Value = T>, F: FnOnce(Failure) -> R + 'static> Entry<NodeRef>
+    for OnFailure<T, F>
+{
+    type Output = Step;
+    #[inline]
+    fn run(self, node: &NodeRef) -> Step {
+        if node.succeeded() {
+            return Step::Done;
+        }
+        match node.take_result::<T>() {
+            Err(failure) => settle(node, (self.0)(failure)),
+            Ok(_) => unreachable!("it is no value"),
+        }
+    }
+}
+
+impl<T, R, E, F, G> Entry<NodeRef> for OnEither<T, F, G>
+where
+    T: 'static,
+    R: IntoOutcome,
+    E: IntoOutcome<Value = R::Value>,
+    F: FnOnce(T) -> R + 'static,
+    G: FnOnce(Failure) -> E + 'static,
+{
+    type Output = Step;
+    #[inline]
+    fn run(self, node: &NodeRef) -> Step {
+        match node.take_result() {
+            Ok(value) => settle(node, (self.0)(value)),
+            Err(failure) => settle(node, (self.1)(failure)),
+        }
+    }
+}
+
+impl<T: 'static, R: IntoOutcome, F: FnOnce(Result<T, Failure>) -> R + 'static> Entry<NodeRef>
+    for OnBoth<T, F>
+{
+    type Output = Step;
+    #[inline]
+    fn run(self, node: &NodeRef) -> Step {
+        let result = node.take_result();
+        settle(node, (self.0)(result))
+    }
+}
+
+impl<T: 'static, E: FiringEnd<T>> Entry<NodeRef> for Link<T, E> {
+    type Output = Step;
+    fn run(self, node: &NodeRef) -> Step {
+        let result = node.take_result::<T>();
+        let Some(resolver) = self.0.claim() else {
+            return already(
+                node,
+                AlreadyCalledError {
+                    result: result.map(drop),
+                    history: self.0.history(),
+                },
+            );
+        };
+        let (kind, result) = erase(result);
+        match resolver.node.accept(kind, result) {
+            Ok(true) => Step::Link(resolver.node.clone()),
+            Ok(false) => {
+                node.put_result(Ok(()));
+                Step::Done
+            }
+            Err(result) => {
+                let result = restore::<T>(kind, result).map(drop);
+                already(
+                    node,
+                    AlreadyCalledError {
+                        result,
+                        history: resolver.node.history(),
+                    },
+                )
+            }
+        }
+    }
+}
+
+fn already(node: &NodeRef, error: AlreadyCalledError) -> Step {
+    node.put_result::<()>(Err(error.into()));
+    Step::Done
+}
+
+fn erase<T: 'static>(result: Result<T, Failure>) -> (Kind, Erased) {
+    match result {
+        Ok(value) => (Kind::Value, Erased::new(value)),
+        Err(failure) => (Kind::Failure, Erased::new(failure)),
+    }
+}
+
+fn restore<T: 'static>(kind: Kind, result: Erased) -> Result<T, Failure> {
+    let same = "a result comes back as it was given";
+    match kind {
+        Kind::Failure => Err(result.downcast().ok().expect(same)),
+        _ => Ok(result.downcast().ok().expect(same)),
+    }
+}
+
+/// Fires a node with a typed result, which comes back when it had fired already.
+#[track_caller]
+pub(crate) fn fire<T: 'static>(
+    node: &NodeRef,
+    result: Result<T, Failure>,
+) -> Result<(), AlreadyCalledError<T>> {
+    let (kind, result) = erase(result);
+    node.fire(kind, result)
+        .map_err(|result| AlreadyCalledError {
+            result: restore(kind, result),
+            history: node.history(),
+        })
+}
+
+// ---------------------------------------------------------------- the firing end
+
+/// The end of a [`Deferred`] that fires it, once: firing consumes it.
+///
+/// Dropped without having fired, it fails the Deferred with [`ResolverDropped`](crate::ResolverDropped): a Deferred whose
+/// producer is gone does not wait for ever.
+pub struct Resolver<T> {
+    node: NodeRef,
+    _result: PhantomData<fn(T)>,
+}
+
+impl<T: 'static> Resolver<T> {
+    /// Fires with a value; the callbacks have run when it returns.
+    ///
+    /// ```
+    /// # use errback_deferred::{Deferred, Failure};
+    /// let (resolver, d) = Deferred::new();
+    /// resolver.callback(1)?;
+    /// # d.add_callback(|n| assert_eq!(n, 1));
+    /// # Ok::<(), Failure>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AlreadyCalledError`], with the value in it, when a canceller has fired the Deferred before.
+    #[track_caller]
+    pub fn callback(self, value: T) -> Result<(), AlreadyCalledError<T>> {
+        self.fire(Ok(value))
+    }
+
+    /// Fires with a failure; the errbacks have run when it returns.
+    ///
+    /// ```
+    /// # use errback_deferred::{Deferred, Failure};
+    /// let (resolver, d) = Deferred::<()>::new();
+    /// resolver.errback(std::io::Error::other("no disk"))?;
+    /// # d.add_errback(|_| ());
+    /// # Ok::<(), Failure>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AlreadyCalledError`], with the failure in it, when a canceller has fired the Deferred before.
+    #[track_caller]
+    pub fn errback(self, failure: impl Into<Failure>) -> Result<(), AlreadyCalledError<T>> {
+        self.fire(Err(failure.into()))
+    }
+
+    /// Fires with either.
+    ///
+    /// # Errors
+    /// [`AlreadyCalledError`], with the result in it, when a canceller has fired the Deferred before.
+    #[track_caller]
+    pub fn fire(self, result: Result<T, Failure>) -> Result<(), AlreadyCalledError<T>> {
+        fire(&self.node, result)
+    }
+
+    /// Whether the Deferred has been fired or cancelled, so that the result is no longer wanted.
+    pub fn called(&self) -> bool {
+        self.node.fired()
+    }
+
+    /// One that several parties may hold, each of which may be the one that fires.
+    pub fn into_shared(self) -> SharedResolver<T> {
+        let node = self.node.downgrade();
+        SharedResolver {
+            shared: Rc::new(Shared {
+                resolver: Cell::new(Some(self)),
+                node,
+            }),
+        }
+    }
+}
+
+impl<T> Drop for Resolver<T> {
+    fn drop(&mut self) {
+        if !self.node.fired() {
+            self.node.clone().abandon();
+        }
+    }
+}
+
+impl<T> fmt::Debug for Resolver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.node.fired() {
+            "fired"
+        } else {
+            "unfired"
+        };
+        write!(
+            f,
+            "<Resolver of the {state} Deferred at {:p}>",
+            self.node.address()
+        )
+    }
+}
+
+/// A firing end that several parties of ported code may hold; the first one to fire counts.
+///
+/// ```
+/// use errback_deferred::{Deferred, Failure};
+/// let (resolver, d) = Deferred::new();
+/// let one = resolver.into_shared();
+/// let other = one.clone();
+/// one.callback(1)?;
+/// assert!(other.callback(2).is_err());
+/// # d.add_callback(|n| assert_eq!(n, 1));
+/// # Ok::<(), Failure>(())
+/// ```
+pub struct SharedResolver<T> {
+    shared: Rc<Shared<T>>,
+}
+
+struct Shared<T> {
+    resolver: Cell<Option<Resolver<T>>>,
+    /// For the history in an AlreadyCalledError; the Deferred may be gone by then.
+    node: Weak<Node>,
+}
+
+impl<T: 'static> SharedResolver<T> {
+    /// Fires with a value.
+    ///
+    /// # Errors
+    /// [`AlreadyCalledError`], with the value in it, when the Deferred has fired already.
+    #[track_caller]
+    pub fn callback(&self, value: T) -> Result<(), AlreadyCalledError<T>> {
+        self.fire(Ok(value))
+    }
+
+    /// Fires with a failure.
+    ///
+    /// # Errors
+    /// [`AlreadyCalledError`], with the failure in it, when the Deferred has fired already.
+    #[track_caller]
+    pub fn errback(&self, failure: impl Into<Failure>) -> Result<(), AlreadyCalledError<T>> {
+        self.fire(Err(failure.into()))
+    }
+
+    /// Fires with either.
+    ///
+    /// # Errors
+    /// [`AlreadyCalledError`], with the result in it, when the Deferred has fired already.
+    #[track_caller]
+    pub fn fire(&self, result: Result<T, Failure>) -> Result<(), AlreadyCalledError<T>> {
+        match self.claim() {
+            Some(resolver) => resolver.fire(result),
+            None => Err(AlreadyCalledError {
+                result,
+                history: self.history(),
+            }),
+        }
+    }
+
+    /// Whether the Deferred has been fired or cancelled.
+    pub fn called(&self) -> bool {
+        NodeRef::upgrade(&self.shared.node).is_none_or(|node| node.fired())
+    }
+}
+
+impl<T> Clone for SharedResolver<T> {
+    fn clone(&self) -> Self {
+        SharedResolver {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<T> fmt::Debug for SharedResolver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "<SharedResolver of the Deferred at {:p}>",
+            self.shared.node.as_ptr()
+        )
+    }
+}
+
+/// What [`Deferred::chain_deferred`] can fire: a [`Resolver`] or a [`SharedResolver`].
+pub trait FiringEnd<T>: private::Sealed<T> + 'static {}
+
+impl<T: 'static> FiringEnd<T> for Resolver<T> {}
+impl<T: 'static> FiringEnd<T> for SharedResolver<T> {}
+
+mod private {
+    use super::{Resolver, SharedResolver};
+
+    pub trait Sealed<T> {
+        /// The end itself, unless somebody else has used it.
+        fn claim(&self) -> Option<Resolver<T>>
+        where
+            Self: Sized;
+        fn history(&self) -> Option<String>;
+    }
+
+    impl<T> Sealed<T> for SharedResolver<T> {
+        fn claim(&self) -> Option<Resolver<T>> {
+            self.shared.resolver.take()
+        }
+
+        fn history(&self) -> Option<String> {
+            super::NodeRef::upgrade(&self.shared.node)?.history()
+        }
+    }
+
+    impl<T> Sealed<T> for Resolver<T> {
+        fn claim(&self) -> Option<Resolver<T>> {
+            Some(Resolver {
+                node: self.node.clone(),
+                _result: super::PhantomData,
+            })
+        }
+
+        fn history(&self) -> Option<String> {
+            self.node.history()
+        }
+    }
+}
+
+// ---------------------------------------------------------------- tokens
+
+/// Cancels a Deferred that was given away; see [`Deferred::cancel_handle`].
+#[derive(Clone)]
+pub struct CancelHandle {
+    node: Weak<Node>,
+}
+
+impl CancelHandle {
+    /// As [`Deferred::cancel`]; nothing happens when that Deferred is gone.
+    pub fn cancel(&self) {
+        if let Some(node) = NodeRef::upgrade(&self.node) {
+            node.cancel();
+        }
+    }
+}
+
+impl fmt::Debug for CancelHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "<CancelHandle of the Deferred at {:p}>",
+            self.node.as_ptr()
+        )
+    }
+}
+
+/// Keeps a Deferred's callbacks from running; letting go of it lets them run. See [`Deferred::pause`].
+#[must_use = "the Deferred is paused only as long as this token lives"]
+pub struct Pause {
+    node: NodeRef,
+}
+
+impl Pause {
+    /// Lets the callbacks run; the same as dropping the token.
+    pub fn unpause(self) {}
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.node.unpause();
+    }
+}
+
+impl fmt::Debug for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<Pause of the Deferred at {:p}>", self.node.address())
+    }
+}
+
+// ---------------------------------------------------------------- made with their result
+
+/// A Deferred that has fired already, with a value.
+///
+/// ```
+/// errback_deferred::succeed(1).add_callback(|n| assert_eq!(n, 1));
+/// ```
+#[track_caller]
+pub fn succeed<T: 'static>(value: T) -> Deferred<T> {
+    fired(Ok(value))
+}
+
+/// A Deferred that has fired already, with a failure.
+///
+/// ```
+/// # use errback_deferred::{fail, TimeoutError};
+/// fail::<i64>(TimeoutError::default()).add_errback(|f| f.trap::<TimeoutError>().map(|_| 0));
+/// ```
+#[track_caller]
+pub fn fail<T: 'static>(failure: impl Into<Failure>) -> Deferred<T> {
+    fired(Err(failure.into()))
+}
+
+#[track_caller]
+fn fired<T: 'static>(result: Result<T, Failure>) -> Deferred<T> {
+    let (resolver, d) = Deferred::new();
+    let _ = resolver.fire(result);
+    d
+}
+
+/// Calls `f` and makes a Deferred of whatever it does: returns a value, a failure or a Deferred, or panics.
+///
+/// ```
+/// use errback_deferred::maybe_deferred;
+/// let d = maybe_deferred(|| Ok("41".parse::<i64>()?));
+/// # d.add_callback(|n| assert_eq!(n, 41));
+/// ```
+#[track_caller]
+pub fn maybe_deferred<R: IntoOutcome>(f: impl FnOnce() -> R) -> Deferred<R::Value> {
+    match contain(f) {
+        Ok(returned) => returned.into_outcome().into_deferred(),
+        Err(panic) => fail(panic),
+    }
+}
+
+/// Calls `f`, which does not return a Deferred, and makes one of its result or panic.
+///
+/// ```
+/// errback_deferred::execute(|| 41).add_callback(|n| assert_eq!(n, 41));
+/// ```
+#[track_caller]
+pub fn execute<T: 'static>(f: impl FnOnce() -> T) -> Deferred<T> {
+    maybe_deferred(|| Ok(f()))
+}

@@ -1,0 +1,179 @@
+//! What an event loop offers to Deferreds: time, calls from other threads, and shutdown triggers.
+//!
+//! Small traits rather than one loop, so that the same Deferreds, timeouts and process pools run on our reactor, on
+//! somebody else's runtime, and on a [`Clock`](crate::Clock) that a test turns by hand. They are object safe and take
+//! boxed closures: a loop is chosen at run time, and what it is asked to do is rare beside what a Deferred does.
+//! Twisted's `IReactorTime`, `IReactorFromThreads` and `IReactorCore` are the models.
+
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::Deferred;
+
+/// Calls to be made later, on the loop's own thread.
+pub trait ReactorTime {
+    /// The time on this loop's clock, from an origin of its own. It never goes back (Twisted's `seconds`).
+    fn seconds(&self) -> Duration;
+
+    /// Calls `call` once, `delay` from now. Calls due at the same time run in the order in which they were asked for.
+    fn call_later(&self, delay: Duration, call: Box<dyn FnOnce()>) -> DelayedCall;
+}
+
+/// What other threads may ask of a loop: the only way in that is not its own thread.
+pub trait ReactorFromThreads: Send + Sync {
+    /// Runs `call` on the loop's thread, soon, in the order in which one thread asks. Wakes the loop; never blocks.
+    ///
+    /// # Errors
+    /// [`LoopGone`] when the loop is no more and will not run anything again; `call` has then been dropped.
+    fn call_from_thread(&self, call: Box<dyn FnOnce() + Send>) -> Result<(), LoopGone>;
+}
+
+/// A loop with an end, and things to do before it ends.
+pub trait ReactorCore: ReactorTime {
+    /// The handle by which other threads reach this loop.
+    fn from_threads(&self) -> Arc<dyn ReactorFromThreads>;
+
+    /// Runs `trigger` when the loop starts or shuts down. In the [`Phase::Before`] phase of a shutdown the loop waits
+    /// for a Deferred that a trigger returns before it goes on to the next phase.
+    fn add_system_event_trigger(
+        &self,
+        phase: Phase,
+        event: SystemEvent,
+        trigger: Box<dyn FnOnce() -> Option<Deferred<()>>>,
+    ) -> TriggerId;
+
+    /// Takes a trigger back. Returns whether it was still there.
+    fn remove_system_event_trigger(&self, id: TriggerId) -> bool;
+}
+
+/// When a trigger runs, relative to its event.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Phase {
+    /// First; the event waits for the Deferreds that these triggers return.
+    Before,
+    /// The event itself.
+    During,
+    /// Last.
+    After,
+}
+
+/// What a trigger waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SystemEvent {
+    /// The loop begins to run.
+    Startup,
+    /// The loop has been asked to stop.
+    Shutdown,
+}
+
+/// Names a trigger, to take it back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TriggerId(pub u64);
+
+/// The loop that a call was meant for is no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LoopGone;
+
+impl fmt::Display for LoopGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the event loop is gone and runs nothing any more")
+    }
+}
+
+impl std::error::Error for LoopGone {}
+
+/// A call that a loop will make later; Twisted's `IDelayedCall`.
+///
+/// Dropping it changes nothing: the call is made all the same.
+#[derive(Clone)]
+pub struct DelayedCall {
+    calls: Rc<dyn DelayedCalls>,
+    id: u64,
+}
+
+/// How a loop answers for the [`DelayedCall`]s that it gave out; `id` is what it passed to [`DelayedCall::new`].
+pub trait DelayedCalls {
+    /// Takes the call back.
+    fn cancel(&self, id: u64) -> Result<(), NotActive>;
+    /// Moves the call to `delay` from now.
+    fn reset(&self, id: u64, delay: Duration) -> Result<(), NotActive>;
+    /// Moves the call to `delay` after the time for which it was due.
+    fn delay(&self, id: u64, delay: Duration) -> Result<(), NotActive>;
+    /// When the call is due, on the loop's clock; or why it never will be again.
+    fn due(&self, id: u64) -> Result<Duration, NotActive>;
+}
+
+impl DelayedCall {
+    /// For those who write event loops: the call that `calls` knows by `id`.
+    pub fn new(calls: Rc<dyn DelayedCalls>, id: u64) -> Self {
+        DelayedCall { calls, id }
+    }
+
+    /// Takes the call back: it will not be made.
+    ///
+    /// # Errors
+    /// [`NotActive`] when it was made or taken back already.
+    pub fn cancel(&self) -> Result<(), NotActive> {
+        self.calls.cancel(self.id)
+    }
+
+    /// Moves the call to `delay` from now.
+    ///
+    /// # Errors
+    /// [`NotActive`] when it was made or taken back already.
+    pub fn reset(&self, delay: Duration) -> Result<(), NotActive> {
+        self.calls.reset(self.id, delay)
+    }
+
+    /// Moves the call to `delay` after the time for which it was due.
+    ///
+    /// # Errors
+    /// [`NotActive`] when it was made or taken back already.
+    pub fn delay(&self, delay: Duration) -> Result<(), NotActive> {
+        self.calls.delay(self.id, delay)
+    }
+
+    /// Whether the call is still to be made.
+    pub fn active(&self) -> bool {
+        self.calls.due(self.id).is_ok()
+    }
+
+    /// When the call is due, on its loop's clock (Twisted's `getTime`).
+    ///
+    /// # Errors
+    /// [`NotActive`] when it was made or taken back already.
+    pub fn get_time(&self) -> Result<Duration, NotActive> {
+        self.calls.due(self.id)
+    }
+}
+
+impl fmt::Debug for DelayedCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.get_time() {
+            Ok(due) => write!(f, "<DelayedCall due at {due:?}>"),
+            Err(why) => write!(f, "<DelayedCall: {why}>"),
+        }
+    }
+}
+
+/// Why a [`DelayedCall`] can no longer be changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotActive {
+    /// The call has been made (Twisted's `AlreadyCalled`).
+    AlreadyCalled,
+    /// The call was taken back (Twisted's `AlreadyCancelled`).
+    AlreadyCancelled,
+}
+
+impl fmt::Display for NotActive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NotActive::AlreadyCalled => "this delayed call has already been made",
+            NotActive::AlreadyCancelled => "this delayed call was cancelled",
+        })
+    }
+}
+
+impl std::error::Error for NotActive {}

@@ -1,0 +1,725 @@
+//! The inside of a Deferred, without its type: its state, and the loop that runs the callbacks.
+//!
+//! A [`Node`] is shared by the two ends, by whatever it waits for, and by the tokens that pause it. Nothing here recurses:
+//! a Deferred that waits for another is carried on by the loop in [`run`] when that one has a result, and the last
+//! reference to a node of a long chain is let go of in a loop too ([`bury`]). No cell is borrowed while foreign code runs.
+//!
+//! The order is Twisted's `_runCallbacks`, down to its corners: a pause made by a callback does not keep that Deferred's
+//! other callbacks from running in the same go; a Deferred that is returned with its result at hand is emptied at once.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::Deref;
+use std::panic::Location;
+use std::rc::{Rc, Weak};
+
+use crate::store::{Entry, Erased, Levels, TakeCell};
+use crate::unhandled;
+use crate::{CancelledError, Failure, ResolverDropped, ResultTaken, ReturnedItself, contain};
+
+/// What is kept for every Deferred; 88 bytes and the two counts of its `Rc`.
+pub(crate) struct Node {
+    /// The current result, if `kind` says that there is one; of the type of the next level's input.
+    slot: Cell<Option<Erased>>,
+    levels: Levels<NodeRef, Step>,
+    /// The Deferred that waits for this one, because a callback of it returned this one. It comes after all levels:
+    /// whoever returned this Deferred gave its handle away, so nothing can be added any more.
+    waiter: Cell<Option<Rc<Node>>>,
+    extra: TakeCell<Box<Extra>>,
+    made_at: &'static Location<'static>,
+    kind: Cell<Kind>,
+    flags: Cell<u8>,
+    pauses: Cell<u32>,
+}
+
+/// What the slot holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Nothing: not fired, or the result was taken.
+    Empty,
+    /// A value of the type of the next level's input.
+    Value,
+    /// A `Failure`.
+    Failure,
+    /// A `Weak<Node>`: the Deferred for which this one waits.
+    Waiting,
+}
+
+/// It has been fired (or cancelled): `callback` is no longer welcome.
+const FIRED: u8 = 1;
+/// One of its levels is running, perhaps further up the stack.
+const RUNNING: u8 = 1 << 1;
+/// The level that is running was given a failure.
+const RUNNING_FAILED: u8 = 1 << 2;
+/// Cancelled without a canceller: the first firing that comes later is swallowed.
+const SUPPRESS: u8 = 1 << 3;
+/// Its canceller is running.
+const CANCELLING: u8 = 1 << 4;
+/// The level that is running fires another Deferred; afterwards the result is `()`.
+const LINKING: u8 = 1 << 5;
+/// Once fired, a cancel is not passed on to what it waits for (`DeferredList.cancel` in Twisted).
+const KEEPS_CANCEL: u8 = 1 << 6;
+
+/// Copies of the inputs of its levels are kept while these run.
+const WATCHED: u8 = 1 << 7;
+
+/// What only some Deferreds have.
+#[derive(Default)]
+pub(crate) struct Extra {
+    pub(crate) canceller: Option<Canceller>,
+    /// How to copy the input of a level, for those who look at it while the level runs.
+    visible: Option<fn(&Erased) -> Option<Erased>>,
+    visible_copy: Option<(Kind, Erased)>,
+    /// Whom to tell when the result is there: somebody awaits it.
+    pub(crate) wake: Option<Box<dyn FnOnce() -> Option<NodeRef>>>,
+    pub(crate) wake_level: bool,
+    /// When debugging: where it was made and first fired.
+    history: Option<Box<History>>,
+}
+
+pub(crate) enum Canceller {
+    /// Runs at the first cancel before the Deferred fired; if it does not fire it, CancelledError does.
+    Once(Box<dyn FnOnce(&NodeRef)>),
+    /// Runs at each cancel before the Deferred fired, in place of firing it.
+    Instead(Rc<dyn Fn(&NodeRef)>),
+}
+
+#[derive(Default)]
+struct History {
+    made: String,
+    fired: Option<String>,
+}
+
+/// What a level did.
+pub(crate) enum Step {
+    /// It put its result into the slot (or left what is there).
+    Done,
+    /// It returned this Deferred.
+    Wait(NodeRef),
+    /// It fired this Deferred, whose levels are to run now; its own result is `()`.
+    Link(NodeRef),
+    /// It resumed a coroutine that has come to its end: the levels of its Deferred are to run now.
+    Resumed(NodeRef),
+}
+
+// ---------------------------------------------------------------- references
+
+/// A strong reference to a node. The last one to go does so by way of [`bury`].
+pub(crate) struct NodeRef(Option<Rc<Node>>);
+
+impl NodeRef {
+    #[track_caller]
+    pub(crate) fn new() -> Self {
+        let node = NodeRef(Some(Rc::new(Node {
+            slot: Cell::new(None),
+            levels: Levels::new(),
+            waiter: Cell::new(None),
+            extra: TakeCell::new(None),
+            made_at: Location::caller(),
+            kind: Cell::new(Kind::Empty),
+            flags: Cell::new(0),
+            pauses: Cell::new(0),
+        })));
+        if crate::debug::debugging() {
+            let history = History {
+                made: crate::debug::stack(),
+                fired: None,
+            };
+            node.extra(|extra| extra.history = Some(Box::new(history)));
+        }
+        node
+    }
+
+    fn rc(&self) -> &Rc<Node> {
+        self.0
+            .as_ref()
+            .expect("a reference is empty only while it is dropped")
+    }
+
+    fn into_rc(mut self) -> Rc<Node> {
+        self.0
+            .take()
+            .expect("a reference is empty only while it is dropped")
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Node> {
+        Rc::downgrade(self.rc())
+    }
+
+    pub(crate) fn upgrade(weak: &Weak<Node>) -> Option<NodeRef> {
+        weak.upgrade().map(|rc| NodeRef(Some(rc)))
+    }
+
+    pub(crate) fn address(&self) -> *const () {
+        Rc::as_ptr(self.rc()).cast()
+    }
+}
+
+impl Clone for NodeRef {
+    #[inline]
+    fn clone(&self) -> Self {
+        NodeRef(Some(self.rc().clone()))
+    }
+}
+
+impl Deref for NodeRef {
+    type Target = Node;
+    #[inline]
+    fn deref(&self) -> &Node {
+        self.rc()
+    }
+}
+
+impl Drop for NodeRef {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(rc) = self.0.take() {
+            release(rc);
+        }
+    }
+}
+
+fn release(rc: Rc<Node>) {
+    if Rc::strong_count(&rc) == 1 {
+        bury(Last::Reference(rc));
+    }
+}
+
+// ---------------------------------------------------------------- letting go without recursion
+
+/// The end of something that may own the next one like it.
+enum Last {
+    /// The last reference to a node: its callbacks may own other Deferreds.
+    Reference(Rc<Node>),
+    /// A resolver that never fired: failing its Deferred may drop callbacks that own other resolvers.
+    Resolver(Rc<Node>),
+}
+
+struct Pit {
+    depth: Cell<u32>,
+    waiting: RefCell<VecDeque<Last>>,
+}
+
+/// So many ends may be nested on the stack; what comes inside the innermost waits until that one is through. Deep enough
+/// that nothing in ordinary life is put off.
+const DEEPEST: u32 = 16;
+
+thread_local! {
+    static PIT: Pit = const { Pit { depth: Cell::new(0), waiting: RefCell::new(VecDeque::new()) } };
+}
+
+fn bury(last: Last) {
+    struct Up;
+    impl Drop for Up {
+        fn drop(&mut self) {
+            let _ = PIT.try_with(|pit| pit.depth.set(pit.depth.get() - 1));
+        }
+    }
+    let mut last = Some(last);
+    let entered = PIT.try_with(|pit| {
+        if pit.depth.get() < DEEPEST {
+            pit.depth.set(pit.depth.get() + 1);
+            return true;
+        }
+        pit.waiting.borrow_mut().extend(last.take());
+        false
+    });
+    match entered {
+        Ok(true) => {
+            let _up = Up;
+            while let Some(one) = last.take() {
+                one.end();
+                last = PIT
+                    .try_with(|pit| pit.waiting.borrow_mut().pop_front())
+                    .ok()
+                    .flatten();
+            }
+        }
+        Ok(false) => {}
+        Err(_) => last.into_iter().for_each(Last::end), // the thread is ending
+    }
+}
+
+impl Last {
+    fn end(self) {
+        match self {
+            Last::Reference(rc) => drop(rc),
+            Last::Resolver(rc) => {
+                let made_at = rc.made_at;
+                let node = NodeRef(Some(rc));
+                let _ = node.fire(
+                    Kind::Failure,
+                    Erased::new(Failure::from(ResolverDropped { made_at })),
+                );
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter.take() {
+            release(waiter);
+        }
+        if self.kind.get() == Kind::Failure
+            && let Some(Ok(failure)) = self.slot.take().map(Erased::downcast::<Failure>)
+        {
+            unhandled::report(failure, self.made_at);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- state
+
+impl Node {
+    fn has(&self, flag: u8) -> bool {
+        self.flags.get() & flag != 0
+    }
+
+    fn set(&self, flag: u8) {
+        self.flags.set(self.flags.get() | flag);
+    }
+
+    fn clear(&self, flag: u8) {
+        self.flags.set(self.flags.get() & !flag);
+    }
+
+    pub(crate) fn fired(&self) -> bool {
+        self.has(FIRED)
+    }
+
+    pub(crate) fn paused(&self) -> bool {
+        self.pauses.get() > 0
+    }
+
+    pub(crate) fn made_at(&self) -> &'static Location<'static> {
+        self.made_at
+    }
+
+    /// What one who looks from outside sees: while a level runs, what that level was given.
+    pub(crate) fn seen(&self) -> Kind {
+        match (self.has(RUNNING), self.has(RUNNING_FAILED)) {
+            (true, true) => Kind::Failure,
+            (true, false) => Kind::Value,
+            (false, _) => self.kind.get(),
+        }
+    }
+
+    /// A result is put into the slot; what was there is dropped.
+    #[inline]
+    pub(crate) fn put(&self, kind: Kind, result: Erased) {
+        self.kind.set(kind);
+        self.slot.set(Some(result));
+    }
+
+    #[inline]
+    pub(crate) fn put_result<T: 'static>(&self, result: Result<T, Failure>) {
+        match result {
+            Ok(value) => self.put(Kind::Value, Erased::new(value)),
+            Err(failure) => self.put(Kind::Failure, Erased::new(failure)),
+        }
+    }
+
+    fn take(&self) -> Option<(Kind, Erased)> {
+        let kind = self.kind.replace(Kind::Empty);
+        self.slot.take().map(|result| (kind, result))
+    }
+
+    /// The result, for a level whose input is a `T`.
+    #[inline]
+    pub(crate) fn take_result<T: 'static>(&self) -> Result<T, Failure> {
+        match self.take() {
+            Some((Kind::Value, value)) => Ok(expect(value)),
+            Some((Kind::Failure, failure)) => Err(expect(failure)),
+            _ => Err(ResultTaken.into()),
+        }
+    }
+
+    /// Whether the result is a failure; a level that only wants values then has nothing to do.
+    #[inline]
+    pub(crate) fn failed(&self) -> bool {
+        self.kind.get() == Kind::Failure
+    }
+
+    /// Whether the result is a value; a level that only wants failures then has nothing to do.
+    #[inline]
+    pub(crate) fn succeeded(&self) -> bool {
+        self.kind.get() == Kind::Value
+    }
+
+    /// The address of the Deferred that this one waits for.
+    pub(crate) fn waits_for(&self) -> Option<Weak<Node>> {
+        if self.kind.get() != Kind::Waiting {
+            return None;
+        }
+        let slot = self.slot.take();
+        let weak = slot
+            .as_ref()
+            .and_then(|w| w.downcast_ref::<Weak<Node>>().cloned());
+        self.slot.set(slot);
+        weak
+    }
+
+    /// A look at the result of a Deferred whose levels have all run.
+    pub(crate) fn look<T: 'static, R>(
+        &self,
+        look: impl FnOnce(Result<&T, &Failure>) -> R,
+    ) -> Option<R> {
+        let slot = self.slot.take();
+        let answer = match (self.kind.get(), &slot) {
+            (Kind::Value, Some(value)) => value.downcast_ref::<T>().map(|value| look(Ok(value))),
+            (Kind::Failure, Some(failure)) => failure
+                .downcast_ref::<Failure>()
+                .map(|failure| look(Err(failure))),
+            _ => None,
+        };
+        self.slot.set(slot);
+        answer
+    }
+}
+
+fn expect<T: 'static>(value: Erased) -> T {
+    match value.downcast() {
+        Ok(value) => value,
+        Err(_) => unreachable!("the slot holds the type of the next level's input"),
+    }
+}
+
+impl NodeRef {
+    /// As [`Node::extra`], made when there is none yet.
+    pub(crate) fn extra<R>(&self, use_it: impl FnOnce(&mut Extra) -> R) -> R {
+        let mut extra = self.extra.take().unwrap_or_default();
+        let answer = use_it(&mut extra);
+        self.extra.put(extra);
+        answer
+    }
+
+    pub(crate) fn set_canceller(&self, canceller: Canceller) {
+        self.extra(|extra| extra.canceller = Some(canceller));
+    }
+
+    /// Once it has fired, a cancel is not passed on.
+    pub(crate) fn keep_cancel(&self) {
+        self.set(KEEPS_CANCEL);
+    }
+
+    /// From now on the input of a running level can be seen, by a copy made with `copy`.
+    pub(crate) fn make_visible(&self, copy: fn(&Erased) -> Option<Erased>) {
+        self.set(WATCHED);
+        self.extra(|extra| extra.visible = Some(copy));
+    }
+
+    fn watched(&self) -> bool {
+        self.has(WATCHED)
+    }
+
+    /// A copy of the input of the level that runs, if there is one, it is kept visible, and it is a `T`.
+    pub(crate) fn visible_copy<T: 'static>(&self) -> Option<Result<T, Failure>> {
+        if !self.has(RUNNING) || self.paused() || !self.watched() {
+            return None;
+        }
+        self.extra.with(|extra| {
+            let extra = extra?;
+            let copy = extra.visible?;
+            match extra.visible_copy.as_ref()? {
+                (Kind::Failure, failure) => failure.downcast_ref::<Failure>().cloned().map(Err),
+                (_, value) => copy(value)?.downcast().ok().map(Ok),
+            }
+        })
+    }
+
+    fn note_visible(&self) {
+        self.extra.with(|extra| {
+            let Some(extra) = extra else { return };
+            let Some(copy) = extra.visible else { return };
+            let slot = self.slot.take();
+            extra.visible_copy = match (self.kind.get(), &slot) {
+                (Kind::Failure, Some(failure)) => copy_failure(failure).map(|f| (Kind::Failure, f)),
+                (kind, Some(value)) => copy(value).map(|v| (kind, v)),
+                _ => None,
+            };
+            self.slot.set(slot);
+        });
+    }
+
+    fn forget_visible(&self) {
+        let copy = self
+            .extra
+            .with(|extra| extra.and_then(|extra| extra.visible_copy.take()));
+        drop(copy);
+    }
+}
+
+fn copy_failure(failure: &Erased) -> Option<Erased> {
+    failure.downcast_ref::<Failure>().cloned().map(Erased::new)
+}
+
+// ---------------------------------------------------------------- firing and running
+
+impl NodeRef {
+    /// Adds a level, and runs it if the result is there.
+    #[inline]
+    pub(crate) fn add<E: Entry<NodeRef, Output = Step>>(&self, level: E) {
+        self.levels.push(level);
+        if self.has(FIRED) {
+            run(self);
+        }
+    }
+
+    /// Gives the Deferred its result and runs its levels.
+    ///
+    /// The result comes back when the Deferred has fired already, unless that firing is to be swallowed.
+    #[track_caller]
+    pub(crate) fn fire(&self, kind: Kind, result: Erased) -> Result<(), Erased> {
+        if self.accept(kind, result)? {
+            run(self);
+        }
+        Ok(())
+    }
+
+    /// Gives the Deferred its result. `Ok(true)`: its levels are now to be run; `Ok(false)`: the result was swallowed.
+    #[track_caller]
+    pub(crate) fn accept(&self, kind: Kind, result: Erased) -> Result<bool, Erased> {
+        if self.has(FIRED) {
+            if !self.has(SUPPRESS) {
+                return Err(result);
+            }
+            self.clear(SUPPRESS);
+            return Ok(false);
+        }
+        self.set(FIRED);
+        self.put(kind, result);
+        let canceller = self.extra.with(|extra| {
+            let extra = extra?;
+            if let Some(history) = &mut extra.history {
+                history.fired = Some(crate::debug::stack());
+            }
+            extra.canceller.take()
+        });
+        drop(canceller); // it may own anything, so the Deferred is in order before
+        Ok(true)
+    }
+
+    /// The end of a resolver that did not fire.
+    pub(crate) fn abandon(self) {
+        if !self.has(FIRED) {
+            bury(Last::Resolver(self.into_rc()));
+        }
+    }
+
+    pub(crate) fn history(&self) -> Option<String> {
+        self.extra.with(|extra| {
+            let history = extra?.history.as_ref()?;
+            let fired = history.fired.as_deref().unwrap_or("not yet");
+            Some(format!(
+                "made at:\n{}\nfirst fired at:\n{fired}",
+                history.made
+            ))
+        })
+    }
+
+    pub(crate) fn pause(&self) {
+        self.pauses.set(self.pauses.get() + 1);
+    }
+
+    pub(crate) fn unpause(&self) {
+        self.pauses.set(self.pauses.get() - 1);
+        if !self.paused() && self.has(FIRED) {
+            run(self);
+        }
+    }
+
+    /// Cancels what does not have its result yet: this Deferred, or the innermost of those that it waits for.
+    pub(crate) fn cancel(&self) {
+        let mut node = self.clone();
+        loop {
+            if !node.has(FIRED) {
+                return node.cancel_unfired();
+            }
+            if node.has(KEEPS_CANCEL) {
+                return;
+            }
+            let Some(inner) = node.waits_for().and_then(|weak| NodeRef::upgrade(&weak)) else {
+                return;
+            };
+            node = inner;
+        }
+    }
+
+    fn cancel_unfired(&self) {
+        if self.has(CANCELLING) {
+            return; // its canceller is on the stack above us and will see to it
+        }
+        let canceller = self.extra.with(|extra| {
+            let extra = extra?;
+            match &extra.canceller {
+                Some(Canceller::Instead(hook)) => Some(Canceller::Instead(hook.clone())), // it stays for the next time
+                _ => extra.canceller.take(),
+            }
+        });
+        match canceller {
+            None => self.set(SUPPRESS),
+            Some(Canceller::Instead(hook)) => return self.guarded(|| hook(self)),
+            Some(Canceller::Once(canceller)) => self.guarded(|| canceller(self)),
+        }
+        if !self.has(FIRED) {
+            let _ = self.fire(Kind::Failure, Erased::new(Failure::from(CancelledError)));
+        }
+    }
+
+    /// Runs a canceller, which may panic and may come back to this Deferred.
+    fn guarded(&self, canceller: impl FnOnce()) {
+        self.set(CANCELLING);
+        let result = contain(canceller);
+        self.clear(CANCELLING);
+        if let Err(panic) = result {
+            crate::log_err(panic.into(), "a canceller");
+        }
+    }
+}
+
+/// Runs the levels of `start`, and whatever they set in motion, until nothing more can run.
+///
+/// One loop for three things that call each other in Twisted: a level that returned a Deferred is carried on when
+/// that one is finished; a level that fires another Deferred (`chain_deferred`) or resumes a coroutine has that one's
+/// levels run first. `callers` holds those that wait for the latter.
+pub(crate) fn run(start: &NodeRef) {
+    if start.has(RUNNING) {
+        return; // the loop that runs it is further up the stack and will come to what was added
+    }
+    let mut callers: Vec<NodeRef> = Vec::new();
+    let mut current = start.clone();
+    let mut resuming = false;
+    loop {
+        match current.advance(resuming) {
+            Advance::Handed(waiter) => {
+                resuming = false;
+                current = waiter;
+            }
+            Advance::Called(other) => {
+                resuming = false;
+                callers.push(std::mem::replace(&mut current, other));
+            }
+            Advance::Stopped => {
+                let Some(caller) = callers.pop() else { return };
+                current = caller;
+                current.returned();
+                resuming = true;
+            }
+        }
+    }
+}
+
+enum Advance {
+    /// It is paused, waits, or has nothing left to run.
+    Stopped,
+    /// Its result went to the Deferred that waited for it.
+    Handed(NodeRef),
+    /// A level had this other Deferred fire; it goes on when that one stops.
+    Called(NodeRef),
+}
+
+impl NodeRef {
+    /// Runs this Deferred's levels for as long as they go. `resuming`: it comes back from a Deferred that it called, so it
+    /// is in the middle of its levels, where a pause has no effect yet.
+    fn advance(&self, resuming: bool) -> Advance {
+        if !resuming && self.paused() {
+            return Advance::Stopped;
+        }
+        loop {
+            match contain(|| self.run_levels()) {
+                Ok(advance) => return advance,
+                Err(panic) => {
+                    self.put(Kind::Failure, Erased::new(Failure::from(panic)));
+                    self.level_ended();
+                }
+            }
+        }
+    }
+
+    fn run_levels(&self) -> Advance {
+        while !self.levels.is_empty() {
+            match self.run_level() {
+                Step::Done => self.level_ended(),
+                Step::Wait(inner) => {
+                    self.level_ended();
+                    if !self.adopt(inner) {
+                        return Advance::Stopped;
+                    }
+                }
+                // The level has not ended: it is the caller of what the other one's levels do.
+                Step::Link(other) => {
+                    self.set(LINKING);
+                    return Advance::Called(other);
+                }
+                Step::Resumed(other) => return Advance::Called(other),
+            }
+        }
+        self.finish()
+    }
+
+    fn run_level(&self) -> Step {
+        if self.watched() {
+            self.note_visible();
+        }
+        let failed = if self.failed() { RUNNING_FAILED } else { 0 };
+        self.flags
+            .set(self.flags.get() & !RUNNING_FAILED | RUNNING | failed);
+        self.levels.run_next(self).expect("there is a level to run")
+    }
+
+    fn level_ended(&self) {
+        self.clear(RUNNING);
+        if self.watched() {
+            self.forget_visible();
+        }
+    }
+
+    /// What it called has stopped.
+    fn returned(&self) {
+        if self.has(LINKING) {
+            self.clear(LINKING);
+            self.put(Kind::Value, Erased::new(()));
+        }
+        self.level_ended();
+    }
+
+    /// Takes the result of `inner`, which a level returned, or waits for it. Returns whether the result is here.
+    fn adopt(&self, inner: NodeRef) -> bool {
+        if Rc::ptr_eq(self.rc(), inner.rc()) {
+            self.put(Kind::Failure, Erased::new(Failure::from(ReturnedItself)));
+            return true;
+        }
+        if inner.idle() {
+            let (kind, result) = inner
+                .take()
+                .unwrap_or_else(|| (Kind::Failure, Erased::new(Failure::from(ResultTaken))));
+            self.put(kind, result);
+            return true;
+        }
+        self.pause();
+        // Weak, because the one that is waited for owns the one that waits: it must see to it that it goes on.
+        self.put(Kind::Waiting, Erased::new(inner.downgrade()));
+        inner.waiter.set(Some(self.clone().into_rc()));
+        false
+    }
+
+    /// Whether it has its final result, as far as levels were added.
+    pub(crate) fn idle(&self) -> bool {
+        self.has(FIRED) && !self.paused() && !self.has(RUNNING) && self.levels.is_empty()
+    }
+
+    /// All levels have run.
+    fn finish(&self) -> Advance {
+        let Some(waiter) = self.waiter.take() else {
+            return Advance::Stopped;
+        };
+        let waiter = NodeRef(Some(waiter));
+        let (kind, result) = self
+            .take()
+            .unwrap_or_else(|| (Kind::Failure, Erased::new(Failure::from(ResultTaken))));
+        waiter.put(kind, result);
+        waiter.pauses.set(waiter.pauses.get() - 1);
+        Advance::Handed(waiter)
+    }
+}

@@ -1,0 +1,124 @@
+//! The firing end that other threads may hold.
+//!
+//! A Deferred belongs to one thread and cannot leave it. So its resolver stays there too, parked in a table of that
+//! thread's, and what travels is its place in the table and a handle to the loop: the result comes back through
+//! `call_from_thread` and fires the resolver at home.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::event_loop::ReactorFromThreads;
+use crate::{Deferred, Failure, Resolver};
+
+thread_local! {
+    /// This thread's resolvers whose other end is elsewhere.
+    static PARKED: RefCell<Parked> = const { RefCell::new(Parked { places: Vec::new(), free: Vec::new() }) };
+}
+
+struct Parked {
+    places: Vec<Option<Box<dyn Any>>>,
+    free: Vec<usize>,
+}
+
+fn park(it: Box<dyn Any>) -> usize {
+    PARKED.with_borrow_mut(|parked| match parked.free.pop() {
+        Some(place) => {
+            parked.places[place] = Some(it);
+            place
+        }
+        None => {
+            parked.places.push(Some(it));
+            parked.places.len() - 1
+        }
+    })
+}
+
+fn unpark<T: 'static>(place: usize) -> Option<T> {
+    let it = PARKED.with_borrow_mut(|parked| {
+        let it = parked.places[place].take();
+        parked.free.push(place);
+        it
+    });
+    it.and_then(|it| it.downcast().ok()).map(|it| *it)
+}
+
+/// Fires a Deferred from any thread. It is consumed by firing; dropped unfired, it fails its Deferred.
+///
+/// ```no_run
+/// # fn get_loop() -> std::sync::Arc<dyn errback_deferred::ReactorFromThreads> { unimplemented!() }
+/// use errback_deferred::RemoteResolver;
+/// let (remote, d) = RemoteResolver::<u64>::new(get_loop());
+/// std::thread::spawn(move || remote.fire(Ok((1..=20).product())));
+/// # drop(d);
+/// ```
+///
+/// The result is lost when the loop is gone for good before it arrives; the Deferred then fails when its thread ends.
+pub struct RemoteResolver<T: Send + 'static> {
+    event_loop: Arc<dyn ReactorFromThreads>,
+    /// `None` once fired.
+    place: Option<usize>,
+    _result: PhantomData<fn(T)>,
+}
+
+impl<T: Send + 'static> RemoteResolver<T> {
+    /// A Deferred on this thread, which must be the loop's own, and its firing end for any thread.
+    #[track_caller]
+    pub fn new(event_loop: Arc<dyn ReactorFromThreads>) -> (RemoteResolver<T>, Deferred<T>) {
+        let (resolver, d) = Deferred::new();
+        (RemoteResolver::of(event_loop, resolver), d)
+    }
+
+    /// Lets other threads fire through `resolver`. To be called on the loop's own thread.
+    pub fn of(event_loop: Arc<dyn ReactorFromThreads>, resolver: Resolver<T>) -> RemoteResolver<T> {
+        RemoteResolver {
+            event_loop,
+            place: Some(park(Box::new(resolver))),
+            _result: PhantomData,
+        }
+    }
+
+    /// Has the loop fire the Deferred, soon. When it was cancelled in the meantime, the result is dropped on the loop's
+    /// thread.
+    pub fn fire(mut self, result: Result<T, Failure>) {
+        self.send(result);
+    }
+
+    fn send(&mut self, result: Result<T, Failure>) {
+        let Some(place) = self.place.take() else {
+            return;
+        };
+        let call = Box::new(move || {
+            if let Some(resolver) = unpark::<Resolver<T>>(place) {
+                let _ = resolver.fire(result); // a canceller was faster
+            }
+        });
+        let _ = self.event_loop.call_from_thread(call); // gone: see the type's documentation
+    }
+}
+
+impl<T: Send + 'static> Drop for RemoteResolver<T> {
+    fn drop(&mut self) {
+        self.send(Err(Failure::from(RemoteResolverDropped)));
+    }
+}
+
+impl<T: Send + 'static> fmt::Debug for RemoteResolver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<RemoteResolver>")
+    }
+}
+
+/// The firing end that had gone to another thread was dropped there before it fired.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemoteResolverDropped;
+
+impl fmt::Display for RemoteResolverDropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the thread that was to fire this Deferred let go of it")
+    }
+}
+
+impl std::error::Error for RemoteResolverDropped {}

@@ -1,0 +1,623 @@
+//! Where a Deferred keeps its result and its callbacks: values and closures of any type, in line, in order.
+//!
+//! A chain changes its type at every step, so a Deferred stores its result and its levels with their types erased. Boxing
+//! each of them would cost one allocation a callback; this module stores them as bytes instead and is the one place of
+//! the crate that uses `unsafe`. It knows nothing of Deferreds: its three promises are local and are checked here.
+//!
+//! 1. An [`Erased`] remembers the type that it was made from; it is read back as that type only, else it is handed back.
+//! 2. A [`Levels`] queue gives out each entry exactly once, as the type that was put in: the entry's first word points to
+//!    a table made for that type, and nothing else writes that word.
+//! 3. No reference into the storage lives while foreign code runs: an entry is moved out before it is run or dropped, so
+//!    whatever that code pushes may move the rest.
+
+use std::alloc::{self, Layout};
+use std::any::TypeId;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::ptr::{self, NonNull};
+
+type Word = MaybeUninit<usize>;
+
+// ---------------------------------------------------------------- one value
+
+/// Words of a value that are stored in line; a `String` or a `Vec` fits. Larger values are boxed.
+const VALUE_WORDS: usize = 3;
+
+/// One owned value whose type was forgotten.
+pub(crate) struct Erased {
+    info: &'static TypeInfo,
+    words: [Word; VALUE_WORDS],
+    /// It may own something that is neither `Send` nor `Sync`.
+    _not_send: PhantomData<*mut ()>,
+}
+
+struct TypeInfo {
+    id: fn() -> TypeId,
+    drop: unsafe fn(*mut Word),
+}
+
+struct Info<T>(PhantomData<T>);
+
+impl<T: 'static> Info<T> {
+    const IN_LINE: bool =
+        size_of::<T>() <= size_of::<[Word; VALUE_WORDS]>() && align_of::<T>() <= align_of::<Word>();
+    const TABLE: &'static TypeInfo = &TypeInfo {
+        id: TypeId::of::<T>,
+        drop: Self::drop_words,
+    };
+
+    /// # Safety
+    /// `words` holds a live value that [`Erased::new::<T>`] wrote; it is dead afterwards.
+    unsafe fn read(words: *const Word) -> T {
+        if Self::IN_LINE {
+            // SAFETY: `new` wrote a `T` there, which fits in size and alignment (IN_LINE).
+            unsafe { words.cast::<T>().read() }
+        } else {
+            // SAFETY: `new` wrote a `Box<T>` there.
+            *unsafe { words.cast::<Box<T>>().read() }
+        }
+    }
+
+    /// # Safety
+    /// As for `read`.
+    unsafe fn drop_words(words: *mut Word) {
+        if Self::IN_LINE {
+            // SAFETY: as in `read`; dropped in place, once.
+            unsafe { words.cast::<T>().drop_in_place() }
+        } else {
+            // SAFETY: as in `read`.
+            unsafe { words.cast::<Box<T>>().drop_in_place() }
+        }
+    }
+}
+
+impl Erased {
+    #[inline]
+    pub(crate) fn new<T: 'static>(value: T) -> Self {
+        let mut words = [MaybeUninit::uninit(); VALUE_WORDS];
+        let to = words.as_mut_ptr();
+        if Info::<T>::IN_LINE {
+            // SAFETY: `T` fits in the words in size and alignment (IN_LINE), and they hold nothing yet.
+            unsafe { to.cast::<T>().write(value) }
+        } else {
+            // SAFETY: a `Box<T>` is one word.
+            unsafe { to.cast::<Box<T>>().write(Box::new(value)) }
+        }
+        Erased {
+            info: Info::<T>::TABLE,
+            words,
+            _not_send: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn is<T: 'static>(&self) -> bool {
+        // The same table is the same type; one type may have several tables (one for each codegen unit).
+        ptr::eq(self.info, Info::<T>::TABLE) || (self.info.id)() == TypeId::of::<T>()
+    }
+
+    /// The value, if it is a `T`.
+    #[inline]
+    pub(crate) fn downcast<T: 'static>(self) -> Result<T, Erased> {
+        if !self.is::<T>() {
+            return Err(self);
+        }
+        let this = ManuallyDrop::new(self);
+        // SAFETY: it was made from a `T` (promise 1); `this` is neither dropped nor used again.
+        Ok(unsafe { Info::<T>::read(this.words.as_ptr()) })
+    }
+
+    /// A look at the value, if it is a `T`.
+    pub(crate) fn downcast_ref<T: 'static>(&self) -> Option<&T> {
+        if !self.is::<T>() {
+            return None;
+        }
+        let words = self.words.as_ptr();
+        if Info::<T>::IN_LINE {
+            // SAFETY: a live `T` is there (promise 1), borrowed as long as `self`.
+            Some(unsafe { &*words.cast::<T>() })
+        } else {
+            // SAFETY: a live `Box<T>` is there.
+            Some(unsafe { &*words.cast::<Box<T>>() })
+        }
+    }
+}
+
+impl Drop for Erased {
+    fn drop(&mut self) {
+        // SAFETY: the words hold a live value of the table's type; nobody reads them after `drop`.
+        unsafe { (self.info.drop)(self.words.as_mut_ptr()) }
+    }
+}
+
+// ---------------------------------------------------------------- a queue of closures
+
+/// Something to run once, with a context; what a [`Levels`] queue holds.
+pub(crate) trait Entry<C>: 'static {
+    type Output;
+    fn run(self, context: &C) -> Self::Output;
+}
+
+/// A first-in-first-out queue of [`Entry`]s of different types with one context `C` and one output `O`.
+///
+/// The first entry lies in the queue itself if it is small, the rest in one block that grows; an entry costs its own
+/// words and one more. Pushing is allowed while an entry of the same queue runs.
+pub(crate) struct Levels<C: 'static, O: 'static> {
+    inner: UnsafeCell<Inner>,
+    _entries: PhantomData<(fn(&C) -> O, *mut ())>,
+}
+
+/// Words in the queue itself: an entry of one word. It decides the size of an idle Deferred (a million of them wait in
+/// a long chain), so it is kept small.
+const INLINE_WORDS: usize = 2;
+/// Words of the first block: ten entries of one word each.
+const FIRST_BLOCK: u32 = 20;
+/// Entries above this many words are boxed, so that moving the queue stays cheap.
+const MOST_WORDS: usize = 16;
+
+struct Inner {
+    /// An entry in the queue itself, which comes before those of the block; the first word is zero when there is none.
+    inline: [Word; INLINE_WORDS],
+    block: Option<NonNull<BlockHead>>,
+}
+
+/// The start of a block; `capacity` words follow. Entries lie from `read` to `write`.
+struct BlockHead {
+    capacity: u32,
+    read: u32,
+    write: u32,
+}
+
+struct Table<C: 'static, O: 'static> {
+    /// Words of the entry after the table's own word.
+    words: u32,
+    run: unsafe fn(*const Word, &C) -> O,
+    drop: unsafe fn(*mut Word),
+}
+
+struct EntryTable<E>(PhantomData<E>);
+
+impl<E: 'static> EntryTable<E> {
+    const BOXED: bool =
+        size_of::<E>() > MOST_WORDS * size_of::<Word>() || align_of::<E>() > align_of::<Word>();
+    const WORDS: usize = if Self::BOXED {
+        1
+    } else {
+        size_of::<E>().div_ceil(size_of::<Word>())
+    };
+
+    const fn table<C: 'static, O: 'static>() -> &'static Table<C, O>
+    where
+        E: Entry<C, Output = O>,
+    {
+        const {
+            &Table {
+                words: Self::WORDS as u32,
+                run: Self::run::<C, O>,
+                drop: Self::drop_words,
+            }
+        }
+    }
+
+    /// # Safety
+    /// `words` holds a live entry that `write` put there; it is dead afterwards, before the entry runs.
+    unsafe fn read(words: *const Word) -> E {
+        if Self::BOXED {
+            // SAFETY: by the caller's promise there is a `Box<E>`.
+            *unsafe { words.cast::<Box<E>>().read() }
+        } else {
+            // SAFETY: by the caller's promise there is an `E`, aligned to a word.
+            unsafe { words.cast::<E>().read() }
+        }
+    }
+
+    /// # Safety
+    /// `words` has room for `Self::WORDS` words and holds nothing.
+    unsafe fn write(words: *mut Word, entry: E) {
+        if Self::BOXED {
+            // SAFETY: a box is one word, which WORDS counts.
+            unsafe { words.cast::<Box<E>>().write(Box::new(entry)) }
+        } else {
+            // SAFETY: the entry fits in WORDS words and needs no more than a word's alignment.
+            unsafe { words.cast::<E>().write(entry) }
+        }
+    }
+
+    /// # Safety
+    /// As for `read`.
+    unsafe fn run<C: 'static, O: 'static>(words: *const Word, context: &C) -> O
+    where
+        E: Entry<C, Output = O>,
+    {
+        // Moved out first: while it runs, the queue may move (promise 3).
+        // SAFETY: the caller's promise.
+        let entry = unsafe { Self::read(words) };
+        entry.run(context)
+    }
+
+    /// # Safety
+    /// As for `read`.
+    unsafe fn drop_words(words: *mut Word) {
+        // SAFETY: the caller's promise.
+        drop(unsafe { Self::read(words) });
+    }
+}
+
+/// The table of the entry at `at` is read through this.
+type TableRef<C, O> = &'static Table<C, O>;
+
+impl<C: 'static, O: 'static> Levels<C, O> {
+    #[inline]
+    pub(crate) fn new() -> Self {
+        let inner = Inner {
+            inline: NO_ENTRY,
+            block: None,
+        };
+        Levels {
+            inner: UnsafeCell::new(inner),
+            _entries: PhantomData,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        // SAFETY: a short look; no reference to the inside outlives a method, and no foreign code runs in between.
+        let inner = unsafe { &*self.inner.get() };
+        !inner.inline_used() && inner.block_is_empty()
+    }
+
+    /// Puts `entry` behind all others.
+    #[inline]
+    pub(crate) fn push<E: Entry<C, Output = O>>(&self, entry: E) {
+        let words = 1 + EntryTable::<E>::WORDS;
+        // SAFETY: as in `is_empty`; `slot` only allocates.
+        let inner = unsafe { &mut *self.inner.get() };
+        let at = inner.slot(words);
+        // SAFETY: `slot` gave room for the table's word and the entry's, which nothing uses yet.
+        unsafe {
+            at.cast::<TableRef<C, O>>().write(EntryTable::<E>::table());
+            EntryTable::<E>::write(at.add(1), entry);
+        }
+    }
+
+    /// Takes the first entry out and runs it; `None` when there is none.
+    #[inline]
+    pub(crate) fn run_next(&self, context: &C) -> Option<O> {
+        let (table, words) = self.next()?;
+        // SAFETY: `next` gave out a live entry, of the type that its table was made for (promise 2), and forgot it; no
+        // reference to the inside is left.
+        Some(unsafe { (table.run)(words, context) })
+    }
+
+    /// Forgets the first entry and says where its bytes still lie. They stay there until the next push or drop, and
+    /// both `run` and `drop` of the table move them out before anything else happens.
+    #[inline]
+    fn next(&self) -> Option<(TableRef<C, O>, *mut Word)> {
+        // SAFETY: as in `is_empty`.
+        let inner = unsafe { &mut *self.inner.get() };
+        if inner.inline_used() {
+            let at = inner.inline.as_mut_ptr();
+            // SAFETY: the words are used, so they begin with the table that `push` wrote. The rest stays as it is.
+            unsafe {
+                let table = at.cast::<TableRef<C, O>>().read();
+                at.write(NO_ENTRY[0]);
+                return Some((table, at.add(1)));
+            }
+        }
+        let block = inner.block?;
+        // SAFETY: the block is live, and entries lie from `read` to `write`, each beginning with its table.
+        unsafe {
+            let head = block.as_ptr();
+            if (*head).read == (*head).write {
+                return None;
+            }
+            let at = words_of(block).add((*head).read as usize);
+            let table = at.cast::<TableRef<C, O>>().read();
+            (*head).read += 1 + table.words;
+            Some((table, at.add(1)))
+        }
+    }
+}
+
+impl<C: 'static, O: 'static> Drop for Levels<C, O> {
+    fn drop(&mut self) {
+        /// Frees the block even if an entry's `drop` panics (the other entries are then leaked).
+        struct Free(Option<NonNull<BlockHead>>);
+        impl Drop for Free {
+            fn drop(&mut self) {
+                if let Some(block) = self.0 {
+                    // SAFETY: the block was allocated with this layout and nobody uses it any more.
+                    unsafe {
+                        alloc::dealloc(block.as_ptr().cast(), layout((*block.as_ptr()).capacity))
+                    }
+                }
+            }
+        }
+        let inner = self.inner.get_mut();
+        let free = Free(inner.block);
+        if inner.inline_used() {
+            let at = inner.inline.as_mut_ptr();
+            // SAFETY: as in `next`; each entry is dropped once, and the context's type plays no part in it.
+            unsafe {
+                let table = at.cast::<TableRef<C, O>>().read();
+                at.write(NO_ENTRY[0]);
+                (table.drop)(at.add(1));
+            }
+        }
+        let Some(block) = free.0 else { return };
+        loop {
+            // SAFETY: as in `next`. `&mut self` excludes pushes.
+            unsafe {
+                let head = block.as_ptr();
+                if (*head).read == (*head).write {
+                    return;
+                }
+                let at = words_of(block).add((*head).read as usize);
+                let table = at.cast::<TableRef<C, O>>().read();
+                (*head).read += 1 + table.words;
+                (table.drop)(at.add(1));
+            }
+        }
+    }
+}
+
+/// The words of a queue that holds no entry in itself; only the first one means something.
+const NO_ENTRY: [Word; INLINE_WORDS] = [MaybeUninit::new(0); INLINE_WORDS];
+
+impl Inner {
+    fn inline_used(&self) -> bool {
+        // SAFETY: the first word is initialised at all times: zero, or the pointer to a table.
+        unsafe { self.inline.as_ptr().cast::<Option<NonNull<()>>>().read() }.is_some()
+    }
+
+    fn block_is_empty(&self) -> bool {
+        // SAFETY: the block, if there is one, is live.
+        self.block
+            .is_none_or(|block| unsafe { (*block.as_ptr()).read == (*block.as_ptr()).write })
+    }
+
+    /// Room for `words` words behind all entries, counted as used from now on.
+    fn slot(&mut self, words: usize) -> *mut Word {
+        if words <= INLINE_WORDS && self.block_is_empty() && !self.inline_used() {
+            return self.inline.as_mut_ptr(); // used from the moment when the caller writes the table
+        }
+        let block = self.block_with_room(words as u32);
+        // SAFETY: `block_with_room` left room for `words` words after `write`.
+        unsafe {
+            let head = block.as_ptr();
+            let at = words_of(block).add((*head).write as usize);
+            (*head).write += words as u32;
+            at
+        }
+    }
+
+    fn block_with_room(&mut self, words: u32) -> NonNull<BlockHead> {
+        let Some(block) = self.block else {
+            return *self.block.insert(allocate(FIRST_BLOCK.max(words)));
+        };
+        let head = block.as_ptr();
+        // SAFETY: as in `slot`; entries are moved as bytes, which is what moving a Rust value is.
+        unsafe {
+            if (*head).read == (*head).write {
+                (*head).read = 0;
+                (*head).write = 0;
+            }
+            let (read, write, capacity) = ((*head).read, (*head).write, (*head).capacity);
+            if capacity - write >= words {
+                return block;
+            }
+            let used = write - read;
+            // Half of it free at the front: moving down costs no more than the entries that ran meanwhile did.
+            if read >= capacity / 2 && capacity - used >= words {
+                ptr::copy(
+                    words_of(block).add(read as usize),
+                    words_of(block),
+                    used as usize,
+                );
+                (*head).read = 0;
+                (*head).write = used;
+                return block;
+            }
+            let wanted = used
+                .checked_add(words)
+                .expect("a chain of fewer than 2^32 words");
+            let larger = allocate(capacity.saturating_mul(2).max(wanted));
+            ptr::copy_nonoverlapping(
+                words_of(block).add(read as usize),
+                words_of(larger),
+                used as usize,
+            );
+            (*larger.as_ptr()).write = used;
+            alloc::dealloc(head.cast(), layout(capacity));
+            *self.block.insert(larger)
+        }
+    }
+}
+
+fn layout(capacity: u32) -> Layout {
+    let words = Layout::array::<Word>(capacity as usize).expect("a block's size fits in memory");
+    Layout::new::<BlockHead>()
+        .extend(words)
+        .expect("a block's size fits in memory")
+        .0
+        .pad_to_align()
+}
+
+fn allocate(capacity: u32) -> NonNull<BlockHead> {
+    let layout = layout(capacity);
+    // SAFETY: the layout has at least the head's size, which is not zero.
+    let Some(block) = NonNull::new(unsafe { alloc::alloc(layout) }.cast::<BlockHead>()) else {
+        alloc::handle_alloc_error(layout)
+    };
+    // SAFETY: fresh memory of the head's layout.
+    unsafe {
+        block.as_ptr().write(BlockHead {
+            capacity,
+            read: 0,
+            write: 0,
+        })
+    };
+    block
+}
+
+/// # Safety
+/// `block` is live.
+unsafe fn words_of(block: NonNull<BlockHead>) -> *mut Word {
+    const OFFSET: usize = size_of::<BlockHead>().next_multiple_of(align_of::<Word>());
+    // SAFETY: `layout` puts the words after the head at this offset.
+    unsafe { block.as_ptr().cast::<u8>().add(OFFSET).cast() }
+}
+
+/// A cell whose value is taken out to be used, so that no borrow is held while foreign code runs.
+pub(crate) struct TakeCell<T>(Cell<Option<T>>);
+
+impl<T> TakeCell<T> {
+    pub(crate) const fn new(value: Option<T>) -> Self {
+        TakeCell(Cell::new(value))
+    }
+
+    pub(crate) fn take(&self) -> Option<T> {
+        self.0.take()
+    }
+
+    pub(crate) fn put(&self, value: T) {
+        self.0.set(Some(value));
+    }
+
+    /// Runs `look`, which must not come back to this cell, on the value.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(Option<&mut T>) -> R) -> R {
+        let mut value = self.0.take();
+        let answer = look(value.as_mut());
+        self.0.set(value);
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    struct Add<F>(F);
+
+    impl<F: FnOnce(&Rc<RefCell<Vec<i64>>>) + 'static> Entry<Rc<RefCell<Vec<i64>>>> for Add<F> {
+        type Output = ();
+        fn run(self, log: &Rc<RefCell<Vec<i64>>>) {
+            (self.0)(log)
+        }
+    }
+
+    type Queue = Levels<Rc<RefCell<Vec<i64>>>, ()>;
+
+    fn drain(queue: &Queue) -> Vec<i64> {
+        let log = Rc::new(RefCell::new(vec![]));
+        while queue.run_next(&log).is_some() {}
+        log.take()
+    }
+
+    #[test]
+    fn entries_of_any_size_come_out_in_order() {
+        let queue = Queue::new();
+        for i in 0..100 {
+            queue.push(Add(move |log: &Rc<RefCell<Vec<i64>>>| {
+                log.borrow_mut().push(i)
+            }));
+            let large = [i; 40];
+            queue.push(Add(move |log: &Rc<RefCell<Vec<i64>>>| {
+                log.borrow_mut().push(large[39])
+            }));
+            queue.push(Add(|log: &Rc<RefCell<Vec<i64>>>| log.borrow_mut().push(-1)));
+        }
+        let want: Vec<i64> = (0..100).flat_map(|i| [i, i, -1]).collect();
+        assert_eq!(drain(&queue), want);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn an_entry_may_push_while_it_runs() {
+        fn again(queue: Rc<Queue>, n: i64) -> impl Entry<Rc<RefCell<Vec<i64>>>, Output = ()> {
+            Add(move |log: &Rc<RefCell<Vec<i64>>>| {
+                log.borrow_mut().push(n);
+                for k in 0..n {
+                    queue.push(again(queue.clone(), k));
+                }
+            })
+        }
+        let queue = Rc::new(Queue::new());
+        queue.push(again(queue.clone(), 6));
+        let log = drain(&queue);
+        assert_eq!(log.len(), 64);
+        assert_eq!(log[..8], [6, 0, 1, 2, 3, 4, 5, 0]);
+    }
+
+    #[test]
+    fn what_did_not_run_is_dropped_once() {
+        let owned = Rc::new(());
+        let queue = Queue::new();
+        for _ in 0..20 {
+            let (one, other) = (owned.clone(), owned.clone());
+            queue.push(Add(move |_: &Rc<RefCell<Vec<i64>>>| drop(one)));
+            let large = [0u8; 300];
+            queue.push(Add(move |_: &Rc<RefCell<Vec<i64>>>| drop((other, large))));
+        }
+        assert_eq!(Rc::strong_count(&owned), 41);
+        let log = Rc::default();
+        for _ in 0..5 {
+            queue.run_next(&log);
+        }
+        assert_eq!(Rc::strong_count(&owned), 36);
+        drop(queue);
+        assert_eq!(Rc::strong_count(&owned), 1);
+    }
+
+    #[test]
+    fn a_queue_that_is_never_empty_does_not_grow() {
+        let queue = Queue::new();
+        let log: Rc<RefCell<Vec<i64>>> = Rc::default();
+        for i in 0..3 {
+            queue.push(Add(move |log: &Rc<RefCell<Vec<i64>>>| {
+                log.borrow_mut().push(i)
+            }));
+        }
+        for i in 3..10_000 {
+            queue.push(Add(move |log: &Rc<RefCell<Vec<i64>>>| {
+                log.borrow_mut().push(i)
+            }));
+            queue.run_next(&log);
+        }
+        // SAFETY: nothing else looks at the queue.
+        let capacity = unsafe { (*(*queue.inner.get()).block.unwrap().as_ptr()).capacity };
+        assert_eq!(capacity, FIRST_BLOCK);
+        assert_eq!(*log.borrow(), (0..9_997).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_over_aligned_entry_and_value_are_boxed() {
+        #[repr(align(64))]
+        struct Wide(i64);
+        let queue = Queue::new();
+        let wide = Wide(7);
+        queue.push(Add(move |log: &Rc<RefCell<Vec<i64>>>| {
+            let wide = wide;
+            assert!((&raw const wide).is_aligned());
+            log.borrow_mut().push(wide.0)
+        }));
+        assert_eq!(drain(&queue), [7]);
+        let value = Erased::new(Wide(8));
+        assert!((value.downcast_ref::<Wide>().unwrap() as *const Wide).is_aligned());
+        assert_eq!(value.downcast::<Wide>().ok().unwrap().0, 8);
+    }
+
+    #[test]
+    fn a_value_comes_back_as_its_own_type_only() {
+        let value = Erased::new(String::from("three words"));
+        assert!(value.downcast_ref::<i64>().is_none());
+        let value = value.downcast::<i64>().err().unwrap();
+        assert_eq!(value.downcast::<String>().ok().unwrap(), "three words");
+        let owned = Rc::new(());
+        drop(Erased::new((owned.clone(), [0u64; 9])));
+        drop(Erased::new(owned.clone()));
+        assert_eq!(Rc::strong_count(&owned), 1);
+    }
+}
