@@ -1,0 +1,216 @@
+//! A result to wait for without any event loop: `multiprocessing`'s `AsyncResult`, which is also a `Future`.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use errback_deferred::Failure;
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::InternalError;
+use crate::pool::{JobHandle, Pool};
+use crate::task::Task;
+
+/// The result of a task that runs, or waits to run, in a worker process.
+///
+/// It may go to another thread. Dropping it changes nothing for the job, unless
+/// [`cancel_on_drop`](AsyncResult::cancel_on_drop) was asked for.
+///
+/// ```no_run
+/// # #[errback::task] fn square(n: u64) -> u64 { n * n }
+/// # async fn example() -> Result<(), errback::Failure> {
+/// let pool = errback::Pool::new()?;
+/// let result = pool.apply_async(square, (7,));
+/// println!("{}", result.await?); // or result.get()?, which blocks
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "dropping it drops the result, and any failure with it"]
+pub struct AsyncResult<T> {
+    cell: Arc<Cell<T>>,
+    /// `None`: the job was refused, and the result is there.
+    job: Option<JobHandle>,
+    cancel_on_drop: bool,
+}
+
+/// Where the result is put.
+struct Cell<T> {
+    state: Mutex<CellState<T>>,
+    ready: Condvar,
+}
+
+enum CellState<T> {
+    Pending(Option<Waker>),
+    Ready(Result<T, Failure>),
+    Taken,
+}
+
+/// The end that puts it there. Dropped without doing so, it says that.
+struct Fill<T>(Option<Arc<Cell<T>>>);
+
+impl<T: Send + 'static> AsyncResult<T> {
+    pub(crate) fn submit<F: Task<Output = T>>(pool: &Pool, task: F, args: &F::Args) -> Self {
+        let cell = Arc::new(Cell { state: Mutex::new(CellState::Pending(None)), ready: Condvar::new() });
+        let fill = Fill(Some(Arc::clone(&cell)));
+        let job = match pool.job(task, args, move |result| fill.fill(result)) {
+            Ok(job) => pool.submit(job),
+            Err((failure, sink)) => {
+                sink(Err(failure));
+                None
+            }
+        };
+        AsyncResult { cell, job, cancel_on_drop: false }
+    }
+
+    /// Blocks until the result is there, and returns it.
+    ///
+    /// # Errors
+    /// The job's failure; see [`Pool::apply_async`].
+    pub fn get(self) -> Result<T, Failure> {
+        self.wait();
+        self.take()
+    }
+
+    /// As [`get`](AsyncResult::get), for a while.
+    ///
+    /// ```no_run
+    /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
+    /// # use std::time::Duration;
+    /// # let result = errback::Pool::new()?.apply_async(square, (7,));
+    /// match result.get_timeout(Duration::from_secs(1)) {
+    ///     Ok(result) => println!("{}", result?),
+    ///     Err(pending) => pending.cancel(),
+    /// }
+    /// # Ok::<(), errback::Failure>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The `AsyncResult` itself, when it is not ready by then: nothing is lost, and one may wait on.
+    pub fn get_timeout(self, patience: Duration) -> Result<Result<T, Failure>, AsyncResult<T>> {
+        if self.wait_timeout(patience) { Ok(self.take()) } else { Err(self) }
+    }
+
+    fn take(&self) -> Result<T, Failure> {
+        match std::mem::replace(&mut *self.cell.state.lock(), CellState::Taken) {
+            CellState::Ready(result) => result,
+            _ => unreachable!("who takes it has waited for it, and takes it by value"),
+        }
+    }
+}
+
+impl<T> AsyncResult<T> {
+    /// Blocks until the result is there.
+    pub fn wait(&self) {
+        let mut state = self.cell.state.lock();
+        while let CellState::Pending(_) = *state {
+            self.cell.ready.wait(&mut state);
+        }
+    }
+
+    /// As [`wait`](AsyncResult::wait), for a while. Returns whether the result is there.
+    pub fn wait_timeout(&self, patience: Duration) -> bool {
+        let Some(until) = Instant::now().checked_add(patience) else {
+            self.wait();
+            return true;
+        };
+        let mut state = self.cell.state.lock();
+        while let CellState::Pending(_) = *state {
+            if self.cell.ready.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        !matches!(*state, CellState::Pending(_))
+    }
+
+    /// Whether the result is there.
+    pub fn ready(&self) -> bool {
+        !matches!(*self.cell.state.lock(), CellState::Pending(_))
+    }
+
+    /// Whether the result is a value; `None` while it is not there.
+    pub fn successful(&self) -> Option<bool> {
+        match &*self.cell.state.lock() {
+            CellState::Ready(result) => Some(result.is_ok()),
+            _ => None,
+        }
+    }
+
+    /// Asks for the job not to be done. One that waits is taken out; one that runs is killed with its worker, which is
+    /// replaced; one that is done stays as it is. Returns at once.
+    ///
+    /// The result then is a [`CancelledError`](crate::CancelledError), and comes when the killed process is gone, unless
+    /// the answer was faster.
+    pub fn cancel(&self) {
+        self.job.iter().for_each(JobHandle::cancel);
+    }
+
+    /// From now on dropping this cancels the job.
+    pub fn cancel_on_drop(mut self) -> Self {
+        self.cancel_on_drop = true;
+        self
+    }
+}
+
+impl<T> Drop for AsyncResult<T> {
+    fn drop(&mut self) {
+        if self.cancel_on_drop {
+            self.cancel();
+        }
+    }
+}
+
+/// # Panics
+/// When polled again after it was ready.
+impl<T> Future for AsyncResult<T> {
+    type Output = Result<T, Failure>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.cell.state.lock();
+        match &mut *state {
+            CellState::Pending(Some(waker)) => waker.clone_from(context.waker()),
+            CellState::Pending(waker) => *waker = Some(context.waker().clone()),
+            CellState::Ready(_) => {
+                if let CellState::Ready(result) = std::mem::replace(&mut *state, CellState::Taken) {
+                    return Poll::Ready(result);
+                }
+            }
+            CellState::Taken => panic!("an AsyncResult was polled after it was ready"),
+        }
+        Poll::Pending
+    }
+}
+
+impl<T> fmt::Debug for AsyncResult<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self.cell.state.lock() {
+            CellState::Pending(_) => "<AsyncResult: pending>",
+            CellState::Ready(Ok(_)) => "<AsyncResult: a value>",
+            CellState::Ready(Err(_)) => "<AsyncResult: a failure>",
+            CellState::Taken => "<AsyncResult: taken>",
+        })
+    }
+}
+
+impl<T> Fill<T> {
+    fn fill(mut self, result: Result<T, Failure>) {
+        self.put(result);
+    }
+
+    fn put(&mut self, result: Result<T, Failure>) {
+        let Some(cell) = self.0.take() else { return };
+        let before = std::mem::replace(&mut *cell.state.lock(), CellState::Ready(result));
+        cell.ready.notify_all();
+        if let CellState::Pending(Some(waker)) = before {
+            waker.wake(); // user code: outside the lock
+        }
+    }
+}
+
+impl<T> Drop for Fill<T> {
+    fn drop(&mut self) {
+        self.put(Err(InternalError { message: "a job was lost".to_string() }.into()));
+    }
+}

@@ -1,0 +1,400 @@
+//! Why a job failed: one type for each reason, with the data to act on, and one readable line.
+//!
+//! An errback asks for them by type (`failure.check::<WorkerDied>()`). What a task itself returns as `Err(e)` is not
+//! here: it arrives as `e`, or as [`RemoteError`] where its type could not travel. The wire's own reasons
+//! ([`EncodeError`], [`DecodeError`], [`ProtocolError`]) stand where the bytes are made.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use crate::task::RemoteError;
+pub use crate::wire::{DecodeError, EncodeError, ProtocolError};
+
+/// The worker process ended while it held the job.
+///
+/// Only the job that it was running fails; a job that it had not begun is sent to another worker, and fails like this
+/// (`started: false`) when three workers in a row died under it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerDied {
+    /// The name of the task.
+    pub task: String,
+    /// The number of the job in its pool.
+    pub job: u64,
+    /// The process that died.
+    pub pid: u32,
+    /// How it ended.
+    pub exit: Exit,
+    /// Whether the task's function had begun to run.
+    pub started: bool,
+    /// From when the job was written to the worker until the worker had died.
+    pub elapsed: Duration,
+    /// The last 4 KiB or so that the worker wrote to its standard error.
+    pub stderr: String,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Exit {
+    /// It left by itself, with this status.
+    Status(i32),
+    /// A signal ended it.
+    Signal {
+        /// The signal's number.
+        signal: i32,
+        /// Whether it left a core file.
+        core_dumped: bool,
+    },
+    /// Somebody else collected its exit status: the program ignores `SIGCHLD`, or waits for any child.
+    Unknown,
+    /// It was killed, and was still not gone seconds later (a system call that cannot be interrupted).
+    Unkillable,
+}
+
+impl Exit {
+    /// The signal that ended the process, if one did.
+    pub fn signal(&self) -> Option<i32> {
+        match self {
+            Exit::Signal { signal, .. } => Some(*signal),
+            _ => None,
+        }
+    }
+
+    /// The status with which the process left by itself, if it did.
+    pub fn status(&self) -> Option<i32> {
+        match self {
+            Exit::Status(status) => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Status(status) => write!(f, "exited with status {status}"),
+            Exit::Signal { signal, core_dumped: false } => write!(f, "died of signal {signal}"),
+            Exit::Signal { signal, core_dumped: true } => write!(f, "died of signal {signal} (core dumped)"),
+            Exit::Unknown => f.write_str("died (its exit status was collected by somebody else)"),
+            Exit::Unkillable => f.write_str("was killed, but is still not gone"),
+        }
+    }
+}
+
+impl fmt::Display for WorkerDied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let when = if self.started { "while running" } else { "before it began" };
+        write!(f, "worker {} {} {when} {} (job {})", self.pid, self.exit, self.task, self.job)?;
+        write_last_words(f, &self.stderr)
+    }
+}
+
+impl Error for WorkerDied {}
+
+/// No worker could be started, and no other worker is there to run the job.
+///
+/// The pool tried several times, with growing pauses. It tries again with a job that is submitted after the present
+/// pause (at most five seconds).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SpawnFailed {
+    /// The program that was to become a worker.
+    pub program: String,
+    /// How many starts in a row had failed by then.
+    pub attempts: u32,
+    /// What went wrong the last time.
+    pub reason: SpawnFailure,
+    /// The last 4 KiB or so that the child wrote to its standard error.
+    pub stderr: String,
+}
+
+/// What can go wrong when a worker is started.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SpawnFailure {
+    /// The operating system refused to make the process, or what the pool needs for it.
+    Refused(Arc<io::Error>),
+    /// The process ended before it had said hello, or right after.
+    Ended(Exit),
+    /// The process did not say hello in time.
+    Silent(Duration),
+    /// What the process said was not what a worker says.
+    NotAWorker(String),
+    /// The worker was made from another build of this program.
+    BuildMismatch {
+        /// The build of this program.
+        ours: String,
+        /// The build of the worker.
+        theirs: String,
+    },
+}
+
+impl fmt::Display for SpawnFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SpawnFailure::Refused(why) => write!(f, "{why}"),
+            SpawnFailure::Ended(exit) => write!(f, "it {exit} before it could take a job"),
+            SpawnFailure::Silent(after) => write!(f, "it did not say hello within {after:?}"),
+            SpawnFailure::NotAWorker(what) => write!(f, "it is not an errback worker ({what})"),
+            SpawnFailure::BuildMismatch { ours, theirs } => {
+                write!(f, "it is another build of this program ({theirs}, not {ours})")
+            }
+        }
+    }
+}
+
+impl SpawnFailure {
+    /// What the reader may do about it.
+    fn advice(&self) -> Option<&'static str> {
+        match self {
+            SpawnFailure::Refused(why) => match why.kind() {
+                io::ErrorKind::NotFound => Some("check the command that was given to the pool's builder"),
+                io::ErrorKind::PermissionDenied => Some("check that it may be executed"),
+                _ => None,
+            },
+            SpawnFailure::Ended(_) | SpawnFailure::Silent(_) | SpawnFailure::NotAWorker(_) => {
+                Some("a worker program must call errback::worker::run_if_worker first in main, or link errback's hook")
+            }
+            SpawnFailure::BuildMismatch { .. } => Some("start the program anew"),
+        }
+    }
+}
+
+impl fmt::Display for SpawnFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SpawnFailed { program, attempts, reason, stderr } = self;
+        write!(f, "no worker could be started from {program} ({attempts} attempts): {reason}")?;
+        if let Some(advice) = reason.advice() {
+            write!(f, "; {advice}")?;
+        }
+        write_last_words(f, stderr)
+    }
+}
+
+impl Error for SpawnFailed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.reason {
+            SpawnFailure::Refused(why) => Some(&**why),
+            _ => None,
+        }
+    }
+}
+
+/// The last line with something in it, cut to a length that fits a log.
+fn write_last_words(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
+    const LONGEST: usize = 200;
+    let Some(line) = stderr.lines().rev().map(str::trim).find(|line| !line.is_empty()) else { return Ok(()) };
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => write!(f, "; its last words: {}...", &line[..end]),
+        None => write!(f, "; its last words: {line}"),
+    }
+}
+
+/// The pool was closed before the job was done: it takes no jobs any more, or gave this one up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct PoolClosed {
+    /// The pool's name.
+    pub pool: String,
+    /// Whether the job had been sent to a worker, which was then killed.
+    pub running: bool,
+}
+
+impl fmt::Display for PoolClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.running {
+            false => write!(f, "the pool {} is closed, and the job was not run", self.pool),
+            true => write!(f, "the pool {} was closed, and the job killed while it ran", self.pool),
+        }
+    }
+}
+
+impl Error for PoolClosed {}
+
+/// The pool's backlog is full: the job was not taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Overloaded {
+    /// The pool's name.
+    pub pool: String,
+    /// How many jobs may wait.
+    pub backlog: usize,
+}
+
+impl fmt::Display for Overloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the backlog of the pool {} is full ({} jobs wait): submit later, or ask the builder for a larger one", self.pool, self.backlog)
+    }
+}
+
+impl Error for Overloaded {}
+
+/// The task panicked. Its worker caught the panic and goes on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct JobPanicked {
+    /// The name of the task.
+    pub task: String,
+    /// What the panic said.
+    pub message: String,
+    /// File, line and column of the panic.
+    pub location: Option<String>,
+    /// The worker's backtrace, as text.
+    pub backtrace: Option<String>,
+}
+
+impl fmt::Display for JobPanicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} panicked", self.task)?;
+        if let Some(location) = &self.location {
+            write!(f, " at {location}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl Error for JobPanicked {}
+
+/// The worker knows no task of this name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct UnknownTask {
+    /// The name of the task.
+    pub task: String,
+    /// What the worker said.
+    pub message: String,
+}
+
+impl fmt::Display for UnknownTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the worker knows no task {}: write #[errback::task] above it, and name it in run_if_worker where that is used ({})", self.task, self.message)
+    }
+}
+
+impl Error for UnknownTask {}
+
+/// The worker could not read the arguments, or could not write the result: the job is at fault, not the worker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct NotSerialisable {
+    /// The name of the task.
+    pub task: String,
+    /// Whether it was the result (otherwise the arguments).
+    pub result: bool,
+    /// What the worker said.
+    pub message: String,
+}
+
+impl fmt::Display for NotSerialisable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.result {
+            true => write!(f, "the result of {} cannot be sent: {}", self.task, self.message),
+            false => write!(f, "the arguments of {} cannot be read by the worker: {}", self.task, self.message),
+        }
+    }
+}
+
+impl Error for NotSerialisable {}
+
+/// The job failed by a fault of this library's own: a panic in one of its threads, which took nothing else with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct InternalError {
+    /// What is known.
+    pub message: String,
+}
+
+impl fmt::Display for InternalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a fault inside errback: {}", self.message)
+    }
+}
+
+impl Error for InternalError {}
+
+/// Why a pool could not be built.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A pool of no processes would never run anything.
+    ZeroSize,
+    /// This process was started as a worker, but nothing took it up as one: a pool here would start its like for ever.
+    NotTakenUp,
+    /// Pools inside of jobs inside of pools, too deep.
+    TooDeep {
+        /// How many pools above this process.
+        depth: u32,
+    },
+    /// Two tasks have the same name.
+    DuplicateTask(String),
+    /// The operating system refused a thread or a descriptor.
+    Refused(io::Error),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BuildError::ZeroSize => f.write_str("a pool needs at least one process: give a size of 1 or more"),
+            BuildError::NotTakenUp => f.write_str(
+                "this process was started as a worker, but it runs the program instead: call errback::worker::run_if_worker first in main",
+            ),
+            BuildError::TooDeep { depth } => {
+                write!(f, "this process is a worker of a pool {depth} deep: pools inside of jobs may not go deeper")
+            }
+            BuildError::DuplicateTask(message) => f.write_str(message),
+            BuildError::Refused(why) => write!(f, "the pool could not be made: {why}"),
+        }
+    }
+}
+
+impl Error for BuildError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            BuildError::Refused(why) => Some(why),
+            _ => None,
+        }
+    }
+}
+
+impl From<io::Error> for BuildError {
+    fn from(why: io::Error) -> Self {
+        BuildError::Refused(why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn died(exit: Exit, started: bool, stderr: &str) -> String {
+        let task = "thumbnail".to_string();
+        WorkerDied { task, job: 32, pid: 4711, exit, started, elapsed: Duration::ZERO, stderr: stderr.into() }.to_string()
+    }
+
+    #[test]
+    fn a_death_reads_as_one_line() {
+        assert_eq!(
+            died(Exit::Signal { signal: 9, core_dumped: false }, true, "working\nout of memory\n\n"),
+            "worker 4711 died of signal 9 while running thumbnail (job 32); its last words: out of memory"
+        );
+        assert_eq!(died(Exit::Status(0), false, ""), "worker 4711 exited with status 0 before it began thumbnail (job 32)");
+    }
+
+    #[test]
+    fn last_words_are_cut_between_characters() {
+        let line = died(Exit::Unknown, true, &"ä".repeat(1000));
+        assert!(line.ends_with("ä...") && line.chars().count() < 400, "{line}");
+    }
+
+    #[test]
+    fn a_failed_start_says_what_to_do() {
+        let reason = SpawnFailure::Refused(Arc::new(io::Error::from(io::ErrorKind::NotFound)));
+        let failed = SpawnFailed { program: "worker.py".into(), attempts: 1, reason, stderr: String::new() };
+        assert!(failed.to_string().contains("check the command"), "{failed}");
+        assert!(failed.source().is_some());
+    }
+}

@@ -1,0 +1,636 @@
+//! The pool of worker processes, as its user and its own threads share it.
+//!
+//! A [`Pool`] is threads and processes only: it needs no event loop, and knows none. A job goes in by
+//! [`Pool::apply_async`] (or `defer_to_process`, which stands on the same submit), waits in the backlog, is taken by a
+//! waiter thread, and ends in one call of the job's `finish`. The files of this folder, in the order of a job's life:
+//!
+//! - `job`, `backlog`: what is to be done, and what waits;
+//! - `state`: what the one lock protects;
+//! - `waiter`, `connection`: one thread for each worker process, and its socket;
+//! - `supervisor`, `child`, `breaker`: the one thread that starts workers, and how they are started, killed and paced;
+//! - `output`: what workers print; `size`: how many there are; `builder`: how it is all asked for.
+//!
+//! Threads: the supervisor, one waiter for each worker, one for output. All are the pool's own and are named.
+//! Lock order: the state's lock is the only one that is held while another piece of the pool is called, and nothing that
+//! is called under it blocks or runs user code.
+
+mod backlog;
+mod breaker;
+mod builder;
+mod child;
+mod connection;
+mod job;
+mod output;
+mod size;
+mod state;
+mod supervisor;
+mod typed;
+mod waiter;
+mod wakeup;
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use errback_deferred::{CancelledError, Failure};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, Timespec};
+use rustix::io::Errno;
+
+use crate::async_result::AsyncResult;
+use crate::error::{Exit, InternalError, Overloaded, PoolClosed, SpawnFailed};
+use crate::task::Task;
+use backlog::{Call, Completed};
+use child::{Child, Launch, Process};
+use job::{Job, JobKey, JobState, Verdict, WorkerId};
+use output::Output;
+use state::{Closing, Phase, Stage, State};
+use wakeup::Wakeup;
+
+pub use builder::Builder;
+
+/// A pool of worker processes that run tasks.
+///
+/// It is a handle: clones are the same pool. When the last one is dropped the pool is [terminated](Pool::terminate), without
+/// waiting for it.
+///
+/// ```no_run
+/// use errback::Pool;
+///
+/// #[errback::task]
+/// fn square(n: u64) -> u64 {
+///     n * n
+/// }
+///
+/// let pool = Pool::builder().size(2).build()?;
+/// let result = pool.apply_async(square, (7,));
+/// assert_eq!(result.get()?, 49);
+/// # Ok::<(), errback::Failure>(())
+/// ```
+///
+/// Workers are started when there are jobs for them, one after another up to the pool's size, and stay. One that dies is
+/// replaced.
+#[derive(Clone)]
+pub struct Pool {
+    handle: Arc<Handle>,
+}
+
+/// What all clones of a pool share; its end is the end of the pool.
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+/// The pool as its own threads hold it.
+pub(crate) struct Shared {
+    settings: Settings,
+    state: Mutex<State>,
+    /// One for each place: rung when there is a job, a worker, or an end for that waiter.
+    bells: Box<[Condvar]>,
+    /// Wakes the supervisor.
+    supervisor: Wakeup,
+    output: Arc<Output>,
+    /// Notified when the phase is `Ended`.
+    ended: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the builder was told; never changes.
+struct Settings {
+    name: String,
+    size: usize,
+    backlog: usize,
+    boot_deadline: Duration,
+    max_frame: usize,
+    launch: Launch,
+    /// The first message to each worker.
+    hello: Vec<u8>,
+    /// What a worker's build must be; `None` for other programs.
+    build: Option<String>,
+}
+
+/// What a waiter is to do next.
+enum Next {
+    Call(Call),
+    /// The worker died while it was idle.
+    Died,
+    /// The pool closes.
+    Close,
+}
+
+/// A job that was not taken, and why.
+pub(crate) struct Refused {
+    pub(crate) job: Job,
+    pub(crate) why: Failure,
+}
+
+/// A job that was taken, to cancel it by.
+#[derive(Clone)]
+pub(crate) struct JobHandle {
+    shared: Arc<Shared>,
+    key: JobKey,
+}
+
+/// What a pool is doing, at one moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Jobs that wait for a worker.
+    pub queued: usize,
+    /// Jobs that workers hold.
+    pub running: usize,
+    /// The process ids of the workers that are there.
+    pub workers: Vec<u32>,
+    /// Jobs taken since the pool was built.
+    pub submitted: u64,
+    /// Jobs that came to an end, whichever.
+    pub finished: u64,
+    /// Worker processes made.
+    pub spawned: u64,
+    /// Worker processes that ended other than by the pool's closing.
+    pub died: u64,
+    /// Times that a job was sent to another worker because its own died before it began.
+    pub resent: u64,
+    /// How many starts of workers in a row have failed.
+    pub failed_starts: u32,
+}
+
+impl Pool {
+    /// A pool to be described.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// A pool of the default size, of this program's own tasks.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> Result<Pool, crate::error::BuildError> {
+        Builder::new().build()
+    }
+
+    /// Runs a task in a worker process (Python's name for it).
+    ///
+    /// The arguments are encoded here and now; nothing else takes time. It never blocks and never fails: whatever goes
+    /// wrong is in the result.
+    ///
+    /// ```no_run
+    /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
+    /// # let pool = errback::Pool::new()?;
+    /// let results: Vec<_> = (0..10).map(|n| pool.apply_async(square, (n,))).collect();
+    /// for result in results {
+    ///     println!("{}", result.get()?);
+    /// }
+    /// # Ok::<(), errback::Failure>(())
+    /// ```
+    ///
+    /// # Errors
+    /// In the result: what the task returned as `Err`, or [`WorkerDied`](crate::WorkerDied),
+    /// [`JobPanicked`](crate::JobPanicked), [`SpawnFailed`], [`PoolClosed`], [`Overloaded`], or an
+    /// [`EncodeError`](crate::EncodeError) or [`DecodeError`](crate::DecodeError).
+    pub fn apply_async<F: Task>(&self, task: F, args: F::Args) -> AsyncResult<F::Output> {
+        AsyncResult::submit(self, task, &args)
+    }
+
+    /// Takes no jobs any more. Those that were taken are run to their end, and then the workers leave.
+    ///
+    /// Returns at once; [`join`](Pool::join) waits.
+    pub fn close(&self) {
+        self.shared().close(Closing { drop_queued: false, kill_at: None });
+    }
+
+    /// As [`close`](Pool::close), but what is not done after `patience` is [terminated](Pool::terminate).
+    pub fn close_within(&self, patience: Duration) {
+        self.shared().close(Closing { drop_queued: false, kill_at: Instant::now().checked_add(patience) });
+    }
+
+    /// Ends the pool now: jobs that wait fail with [`PoolClosed`], workers are killed, and the jobs that they ran fail
+    /// with the same.
+    ///
+    /// Returns at once; [`join`](Pool::join) waits.
+    pub fn terminate(&self) {
+        self.shared().terminate();
+    }
+
+    /// Blocks until the pool has ended: all jobs are finished, all workers are gone and collected, all threads but this
+    /// one's callers have ended. Somebody must have closed or terminated it.
+    ///
+    /// Not to be called where a result is handed over (in a waker): those run on the pool's own threads.
+    pub fn join(&self) {
+        self.shared().join(None);
+    }
+
+    /// As [`join`](Pool::join), for a while. Returns whether the pool has ended.
+    pub fn join_timeout(&self, patience: Duration) -> bool {
+        self.shared().join(Instant::now().checked_add(patience))
+    }
+
+    /// How many workers there may be.
+    pub fn size(&self) -> usize {
+        self.shared().settings.size
+    }
+
+    /// The pool's name, which its threads have too.
+    pub fn name(&self) -> &str {
+        &self.shared().settings.name
+    }
+
+    /// What the pool is doing.
+    pub fn stats(&self) -> Stats {
+        self.shared().stats()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    /// Starts the supervisor of a new pool.
+    fn start(settings: Settings) -> std::io::Result<Pool> {
+        let bells = (0..settings.size).map(|_| Condvar::new()).collect();
+        let shared = Arc::new(Shared {
+            settings,
+            state: Mutex::new(State::new()),
+            bells,
+            supervisor: Wakeup::new()?,
+            output: Arc::new(Output::new()?),
+            ended: Condvar::new(),
+            thread: Mutex::new(None),
+        });
+        let supervisor = supervisor::Supervisor::new(Arc::clone(&shared));
+        let name = thread_name(&shared.settings.name, "super");
+        let thread = std::thread::Builder::new().name(name).spawn(move || supervisor.run())?;
+        *shared.thread.lock() = Some(thread);
+        Ok(Pool { handle: Arc::new(Handle { shared }) })
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("name", &self.name()).field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    /// Never waits: the last handle may go on an event loop's thread. The supervisor goes on by itself.
+    fn drop(&mut self) {
+        self.shared.terminate();
+        // The program may end right now, and the thread that does this with it.
+        self.shared.output.flush();
+    }
+}
+
+/// What callers ask for.
+impl Shared {
+    /// Takes a job, or gives it back. Never blocks.
+    pub(crate) fn submit(self: &Arc<Self>, job: Job) -> Result<JobHandle, Box<Refused>> {
+        let mut state = self.state.lock();
+        if let Some(why) = self.refusal_in(&state) {
+            drop(state);
+            return Err(Box::new(Refused { job, why }));
+        }
+        let key = state.backlog.push(job);
+        state.counts.submitted += 1;
+        self.find_worker(state);
+        Ok(JobHandle { shared: Arc::clone(self), key })
+    }
+
+    /// Why a job would not be taken now.
+    pub(crate) fn refusal(&self) -> Option<Failure> {
+        self.refusal_in(&self.state.lock())
+    }
+
+    fn refusal_in(&self, state: &State) -> Option<Failure> {
+        let pool = || self.settings.name.clone();
+        if state.phase.is_closing() {
+            return Some(PoolClosed { pool: pool(), running: false }.into());
+        }
+        if state.backlog.queued() >= self.settings.backlog {
+            return Some(Overloaded { pool: pool(), backlog: self.settings.backlog }.into());
+        }
+        let hopeless = state.breaker.failures() > 0 && state.alive() == 0;
+        if hopeless { state.breaker.refusal(Instant::now()).cloned() } else { None }
+    }
+
+    /// Sees to it that somebody takes the job that has just been queued: the idle waiter that worked last, or a new worker.
+    fn find_worker(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        if let Some(id) = state.idle.pop() {
+            drop(state);
+            self.bells[id.0 as usize].notify_one();
+            return;
+        }
+        let grow = state.wanted < self.settings.size && state.is_short_of_workers();
+        state.wanted += usize::from(grow);
+        let retry = state.breaker.failures() > 0 && state.starting() == 0;
+        drop(state);
+        if grow || retry {
+            self.supervisor.wake();
+        }
+    }
+
+    /// See [`JobHandle::cancel`].
+    fn cancel(&self, key: JobKey) {
+        let mut state = self.state.lock();
+        match state.backlog.state(key) {
+            JobState::Queued => {
+                let job = state.backlog.withdraw(key);
+                state.counts.finished += 1;
+                let closing = state.phase.is_closing();
+                drop(state);
+                job.into_iter().for_each(|job| job.fail(CancelledError));
+                if closing {
+                    self.supervisor.wake();
+                }
+            }
+            JobState::Sent(worker) | JobState::Running(worker) => {
+                // Under one lock: that this worker holds this job, and the kill.
+                state.backlog.condemn(key, Verdict::Cancelled);
+                if let Some(process) = &state.place(worker).process {
+                    process.kill();
+                }
+            }
+            JobState::Done => {}
+        }
+    }
+
+    /// Step 1 of the end of a pool (see `supervisor`).
+    fn close(&self, order: Closing) {
+        let mut state = self.state.lock();
+        state.phase.close(order);
+        if order.drop_queued {
+            let jobs = state.backlog.drain();
+            state.counts.finished += jobs.len() as u64;
+            state.doomed.extend(jobs);
+        }
+        self.rouse(&state);
+        drop(state);
+        self.supervisor.wake();
+    }
+
+    pub(crate) fn terminate(&self) {
+        self.close(Closing { drop_queued: true, kill_at: Some(Instant::now()) });
+    }
+
+    /// Fails what waits, gives what runs a grace, and then kills it.
+    pub(crate) fn shut_down(&self, grace: Duration) {
+        self.close(Closing { drop_queued: true, kill_at: Instant::now().checked_add(grace) });
+    }
+
+    /// Calls `call` when the pool has ended: on the supervisor's thread, or here if it has ended already.
+    pub(crate) fn on_end(&self, call: Box<dyn FnOnce() + Send>) {
+        let mut state = self.state.lock();
+        match state.phase {
+            Phase::Ended => {
+                drop(state);
+                call();
+            }
+            _ => state.on_end.push(call),
+        }
+    }
+
+    fn join(&self, until: Option<Instant>) -> bool {
+        let mut state = self.state.lock();
+        while !matches!(state.phase, Phase::Ended) {
+            match until {
+                None => self.ended.wait(&mut state),
+                Some(until) if self.ended.wait_until(&mut state, until).timed_out() => {
+                    return matches!(state.phase, Phase::Ended);
+                }
+                Some(_) => {}
+            }
+        }
+        drop(state);
+        // The supervisor has nothing left to do but to return.
+        let thread = self.thread.lock().take();
+        thread.filter(|thread| thread.thread().id() != std::thread::current().id()).map(JoinHandle::join);
+        true
+    }
+
+    fn stats(&self) -> Stats {
+        let state = self.state.lock();
+        let counts = state.counts;
+        Stats {
+            queued: state.backlog.queued(),
+            running: state.backlog.out(),
+            workers: state.places.iter().filter_map(|place| place.process.as_ref()).map(|it| it.pid()).collect(),
+            submitted: counts.submitted,
+            finished: counts.finished,
+            spawned: counts.spawned,
+            died: counts.died,
+            resent: counts.resent,
+            failed_starts: state.breaker.failures(),
+        }
+    }
+}
+
+/// What waiters and the supervisor tell each other.
+impl Shared {
+    /// The next worker for this waiter; `None` when the pool needs none any more.
+    fn next_child(&self, id: WorkerId) -> Option<Child> {
+        let mut state = self.state.lock();
+        loop {
+            let running_out = state.is_running_out();
+            let place = state.place(id);
+            match std::mem::replace(&mut place.stage, Stage::Vacant) {
+                Stage::Handed(child) => {
+                    place.stage = Stage::Starting;
+                    return Some(*child);
+                }
+                Stage::Vacant if running_out => {
+                    place.stage = Stage::Ended;
+                    drop(state);
+                    self.supervisor.wake();
+                    return None;
+                }
+                other => place.stage = other,
+            }
+            self.bells[id.0 as usize].wait(&mut state);
+        }
+    }
+
+    /// The worker said hello.
+    fn enter_service(&self, id: WorkerId) {
+        let mut state = self.state.lock();
+        state.place(id).stage = Stage::Serving;
+        state.proven = true;
+        if state.alive() < state.wanted {
+            self.supervisor.wake();
+        }
+    }
+
+    /// Whether a worker that is starting will be needed.
+    fn is_wanted(&self) -> bool {
+        !self.state.lock().is_running_out()
+    }
+
+    /// The next job for this worker. Blocks until there is one, or the worker has died, or the pool closes.
+    fn next_job(&self, id: WorkerId) -> Next {
+        let mut state = self.state.lock();
+        loop {
+            if state.place(id).dead {
+                return Next::Died;
+            }
+            if let Some(call) = state.backlog.take(id) {
+                state.place(id).job = Some(call.key);
+                if state.is_running_out() {
+                    self.supervisor.wake(); // the others may go now
+                }
+                return Next::Call(call);
+            }
+            if state.phase.is_closing() {
+                return Next::Close;
+            }
+            state.idle.push(id);
+            self.bells[id.0 as usize].wait(&mut state);
+            // Who rings for a job has taken us off the list; who rings for another reason has not.
+            state.idle.retain(|it| *it != id);
+        }
+    }
+
+    /// The worker answered the job that it holds.
+    fn complete(&self, id: WorkerId, key: JobKey, first: bool) -> Completed {
+        let mut state = self.state.lock();
+        if first {
+            state.breaker.succeeded();
+        }
+        let completed = state.backlog.complete(key);
+        if let Completed::Finish(_) = completed {
+            state.place(id).job = None;
+            state.counts.finished += 1;
+        }
+        completed
+    }
+
+    /// Whether a job that is out was given up.
+    fn is_condemned(&self, key: JobKey) -> bool {
+        self.state.lock().backlog.condemned(key)
+    }
+
+    /// Kills the worker of a place, if it has not been collected.
+    fn kill(&self, id: WorkerId) {
+        if let Some(process) = &self.state.lock().place(id).process {
+            process.kill();
+        }
+    }
+
+    /// Collects a worker. From here on nobody can kill it: its number may become another's.
+    fn reap(&self, id: WorkerId, process: &Arc<Process>) -> Exit {
+        let mut state = self.state.lock();
+        state.place(id).process = None;
+        process.reap().unwrap_or_else(|| {
+            state.undead.push(Arc::clone(process));
+            Exit::Unkillable
+        })
+    }
+
+    /// The supervisor saw the process end. If that is still the worker of the place, its waiter is told.
+    fn note_death(&self, id: WorkerId, process: &Arc<Process>) {
+        let mut state = self.state.lock();
+        let place = state.place(id);
+        if place.process.as_ref().is_some_and(|current| Arc::ptr_eq(current, process)) {
+            place.dead = true;
+            state.idle.retain(|it| *it != id);
+            self.bells[id.0 as usize].notify_one();
+        }
+    }
+
+    /// A worker has been buried: its place is free for another.
+    fn vacate(&self, state: &mut State, id: WorkerId, failed: Option<SpawnFailed>) {
+        let place = state.place(id);
+        (place.stage, place.job, place.dead) = (Stage::Vacant, None, false);
+        if let Some(failed) = failed {
+            state.note_failed_start(failed, false);
+        }
+        self.supervisor.wake();
+    }
+
+    /// A job was put back: wakes somebody for it. (The supervisor sees to the rest.)
+    fn rouse_one(&self, state: &mut State) {
+        if let Some(id) = state.idle.pop() {
+            self.bells[id.0 as usize].notify_one();
+        }
+    }
+
+    /// Wakes every waiter that waits for a job or a worker, to look whether the pool closes.
+    fn rouse(&self, state: &State) {
+        for bell in &self.bells[..state.places.len()] {
+            bell.notify_all();
+        }
+        let starting = state.places.iter().filter(|place| matches!(place.stage, Stage::Starting));
+        starting.filter_map(|place| place.process.as_ref()).for_each(|process| process.wakeup.wake());
+    }
+
+    /// A waiter panicked over its worker: kills it, fails the job, and goes on.
+    fn abandon(&self, id: WorkerId, process: &Arc<Process>) {
+        let mut state = self.state.lock();
+        if state.place(id).process.take().is_some() {
+            process.kill();
+            state.undead.push(Arc::clone(process));
+        }
+        let job = state.place(id).job.filter(|key| state.backlog.state(*key) == JobState::Sent(id));
+        let job = job.map(|key| state.backlog.end(key).0);
+        state.counts.died += 1;
+        state.counts.finished += u64::from(job.is_some());
+        self.vacate(&mut state, id, None);
+        drop(state);
+        let message = "a waiter thread panicked; see the report on stderr".to_string();
+        job.into_iter().for_each(|job| job.fail(InternalError { message: message.clone() }));
+    }
+}
+
+impl JobHandle {
+    /// A job that waits is taken out and fails now; one that runs is killed with its worker, and fails when that is dead
+    /// and collected; one that is done stays as it is. Never blocks.
+    pub(crate) fn cancel(&self) {
+        self.shared.cancel(self.key);
+    }
+}
+
+/// Waits for one of `fds`, until a deadline, through any number of signals.
+fn poll(fds: &mut [PollFd<'_>], until: Option<Instant>) {
+    loop {
+        let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
+        match rustix::event::poll(fds, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            Ok(_) => return,
+            // Out of memory, or of descriptors. The callers look at everything anew; they must not spin meanwhile.
+            Err(_) => {
+                fds.iter_mut().for_each(PollFd::clear_revents);
+                return std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// The kernel keeps 15 bytes of a thread's name: the role matters more than the end of a long pool's name.
+fn thread_name(pool: &str, role: &str) -> String {
+    let room = 14_usize.saturating_sub(role.len());
+    let end = pool.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= room).last().unwrap_or(0);
+    format!("{}-{role}", &pool[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thread_names_keep_their_role() {
+        assert_eq!(thread_name("errback", "super"), "errback-super");
+        assert_eq!(thread_name("a-very-long-name", "output"), "a-very-l-output");
+        assert_eq!(thread_name("ääääääää", "output"), "ääää-output");
+        assert_eq!(thread_name("", "0"), "-0");
+    }
+
+    #[test]
+    fn a_pool_can_go_anywhere() {
+        fn is<T: Send + Sync>() {}
+        is::<Pool>();
+        is::<JobHandle>();
+    }
+}

@@ -1,0 +1,236 @@
+//! One worker process as the operating system sees it: how it is started, killed, and collected.
+//!
+//! A process is named by its pidfd, never by its number alone, which may mean another process a moment after it was
+//! collected. Only its *group* has to be named by number, and that is safe as long as the leader has not been collected:
+//! its zombie keeps the number. So a [`Process`] sits in the pool's state, behind the pool's lock, from its spawn until
+//! it is reaped, and nobody kills but under that lock.
+//!
+//! Surprises that shaped this file: `PR_SET_PDEATHSIG`, which the worker asks for, fires when the *thread* that spawned
+//! it ends, so the supervisor spawns them all; without `pre_exec`, a user or a group the standard library uses
+//! `posix_spawn`, which does not copy a large host; and an exit status may be missing, because a host that ignores
+//! `SIGCHLD` or waits for any child takes it from us.
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+
+use super::output::WorkerOutput;
+use super::wakeup::Wakeup;
+use crate::error::Exit;
+use crate::worker;
+
+/// What a worker is started from.
+pub(super) struct Launch {
+    pub(super) program: Program,
+    pub(super) environment: Vec<(OsString, Option<OsString>)>,
+    pub(super) clear_environment: bool,
+    pub(super) directory: Option<PathBuf>,
+}
+
+pub(super) enum Program {
+    /// This very program, which becomes a worker before its `main` runs.
+    Own,
+    /// Another one, which speaks the protocol.
+    Command { program: OsString, arguments: Vec<OsString> },
+}
+
+/// A worker process that has just been started, and all of the host's ends of what connects the two.
+pub(super) struct Child {
+    pub(super) process: Arc<Process>,
+    pub(super) socket: OwnedFd,
+    /// The worker counts it up before each job that it begins. Read only when the worker has died.
+    pub(super) begun: OwnedFd,
+    pub(super) output: WorkerOutput,
+    pub(super) born: Instant,
+}
+
+/// A child that was made, but cannot be watched (no descriptor left): it is being killed.
+pub(super) struct Stillborn {
+    pub(super) orphan: Option<std::process::Child>,
+    pub(super) why: io::Error,
+}
+
+impl<E: Into<io::Error>> From<E> for Stillborn {
+    fn from(why: E) -> Self {
+        Stillborn { orphan: None, why: why.into() }
+    }
+}
+
+impl Launch {
+    /// What the program is called in messages.
+    pub(super) fn name(&self) -> String {
+        match &self.program {
+            Program::Own => "this program itself".to_string(),
+            Program::Command { program, arguments } => {
+                let words = std::iter::once(program).chain(arguments).map(|word| word.to_string_lossy());
+                format!("`{}`", words.collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+
+    /// Starts a worker. `hello` is in its socket before it is born, so that it need not wait for us.
+    pub(super) fn spawn(&self, hello: &[u8]) -> Result<Child, Stillborn> {
+        let (socket, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let begun = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        send_with_descriptor(&socket, hello, begun.as_fd())?;
+        let wakeup = Wakeup::new()?;
+        let (output, stdout, stderr) = WorkerOutput::new()?;
+        let child = self
+            .command()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::from(stdout))
+            .stderr(Stdio::from(stderr))
+            .process_group(0)
+            .spawn()?;
+        let process = Arc::new(Process::of(child, wakeup)?);
+        Ok(Child { process, socket, begun, output, born: Instant::now() })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.program.command();
+        if self.clear_environment {
+            command.env_clear();
+        }
+        for (name, value) in &self.environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        // After the user's environment: the mark is ours.
+        if let Program::Command { .. } = self.program {
+            let (name, value) = worker::start_environment(std::process::id());
+            command.env(name, value);
+        }
+        command
+    }
+}
+
+impl Program {
+    fn command(&self) -> Command {
+        match self {
+            Program::Own => {
+                let mut command = Command::new(own_program());
+                command.arg0(std::env::args_os().next().unwrap_or_else(|| "errback-worker".into()));
+                // An argument, not a variable: what a job starts in its turn inherits the one, not the other.
+                command.arg(worker::start_argument(std::process::id()));
+                command
+            }
+            Program::Command { program, arguments } => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                command
+            }
+        }
+    }
+}
+
+/// The file of this very program. `/proc/self/exe` is a link to the file that runs, not to its name: it starts the same
+/// build when the file on disk has been replaced or deleted. Where `/proc` is missing, the name has to do.
+fn own_program() -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let link = PathBuf::from("/proc/self/exe");
+    match link.symlink_metadata() {
+        Ok(_) => link,
+        Err(_) => std::ffi::OsStr::from_bytes(rustix::param::linux_execfn().to_bytes()).into(),
+    }
+}
+
+/// Writes `bytes` with a descriptor attached.
+fn send_with_descriptor(socket: &OwnedFd, bytes: &[u8], descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    let pushed = ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    debug_assert!(pushed, "the space is for one descriptor");
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
+    // A socket that nobody has written to takes a hello of some hundred bytes whole.
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::AGAIN) }
+}
+
+/// A child process that has not been collected.
+pub(super) struct Process {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Wakes the waiter that watches it.
+    pub(super) wakeup: Wakeup,
+}
+
+impl Process {
+    fn of(mut child: std::process::Child, wakeup: Wakeup) -> Result<Self, Stillborn> {
+        let pid = Pid::from_child(&child);
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            // Dropping the standard library's `Child` neither kills nor waits.
+            Ok(pidfd) => Ok(Process { pid, pidfd, wakeup }),
+            Err(why) => {
+                let _ = child.kill();
+                Err(Stillborn { orphan: Some(child), why: why.into() })
+            }
+        }
+    }
+
+    /// Its number, for messages.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Readable once the process has ended, all of its threads included.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Kills the process and its group, and wakes its waiter. Under the pool's lock, before it is reaped. It works on a
+    /// stopped process too.
+    pub(super) fn kill(&self) {
+        // When somebody else has collected the process, its group's number may be another's already.
+        if self.is_ours() {
+            let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        }
+        // For a worker that has left its group.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.wakeup.wake();
+    }
+
+    /// Collects the process if it has ended. Under the pool's lock; never blocks. `None`: it has not ended.
+    pub(super) fn reap(&self) -> Option<Exit> {
+        match self.wait(WaitIdOptions::EXITED) {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
+                (Some(status), _) => Exit::Status(status),
+                (None, Some(signal)) => Exit::Signal { signal, core_dumped: status.dumped() },
+                (None, None) => Exit::Unknown,
+            }),
+            Err(_) => Some(Exit::Unknown),
+        }
+    }
+
+    /// Whether the process is still our child, alive or not.
+    fn is_ours(&self) -> bool {
+        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).is_ok()
+    }
+
+    fn wait(&self, options: WaitIdOptions) -> Result<Option<rustix::process::WaitIdStatus>, Errno> {
+        loop {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options | WaitIdOptions::NOHANG) {
+                Err(Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! A job: the bytes of one call, and what is to be done with its outcome.
+//!
+//! It is made on the caller's thread, moves through the backlog and a waiter, and ends by [`Job::finish`], which takes
+//! it by value: it cannot be finished twice. One that is lost on the way (a fault of ours) still tells its caller, because
+//! what it was to be finished with says so when it is dropped.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use errback_deferred::Failure;
+
+use crate::wire;
+
+/// What a job ends with: the worker's answer, still in bytes and borrowed from the connection, or the reason why there
+/// is none.
+pub(crate) enum Outcome<'a> {
+    Answer(wire::Outcome<'a>),
+    Failed(Failure),
+}
+
+/// Decodes the outcome and hands it to whoever waits. Runs on a thread of the pool, or on the one that cancels.
+pub(crate) type Finish = Box<dyn for<'a> FnOnce(Outcome<'a>) + Send>;
+
+/// Which waiter, and so which worker process at present.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WorkerId(pub(super) u32);
+
+/// Where a job is. There is one winner among answer, cancel, timeout and death: whoever brings it to `Done`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum JobState {
+    /// In the backlog.
+    Queued,
+    /// Written to a worker's socket, or about to be; the worker may not have begun it.
+    Sent(WorkerId),
+    /// Known to have begun. (Seldom known: the worker's counter is read only when it died.)
+    #[allow(dead_code)] // batches tell the job that runs from those behind it; until then `Sent` covers both
+    Running(WorkerId),
+    /// Finished, or about to be by the one who brought it here.
+    Done,
+}
+
+/// Why a job that is out ends without its answer. Its worker is killed for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Somebody cancelled it.
+    Cancelled,
+    /// The pool was terminated.
+    Closed,
+}
+
+/// A job's name in the backlog; good for ever, because the number is never given twice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct JobKey {
+    pub(super) index: u32,
+    pub(super) id: u64,
+}
+
+/// See the module.
+pub(crate) struct Job {
+    id: u64,
+    task: &'static str,
+    frame: Vec<u8>,
+    finish: Finish,
+    resends: u8,
+}
+
+impl Job {
+    /// A job from the frame of its call, whose number is not known yet.
+    pub(crate) fn new(task: &'static str, frame: Vec<u8>, finish: Finish) -> Self {
+        Job { id: 0, task, frame, finish, resends: 0 }
+    }
+
+    /// The number in its pool, from 1; 0 before it has been submitted.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The name of its task.
+    pub(super) fn task(&self) -> &'static str {
+        self.task
+    }
+
+    /// How often it was put back.
+    pub(super) fn resends(&self) -> u8 {
+        self.resends
+    }
+
+    /// Gives it its number, in the frame too.
+    pub(super) fn set_id(&mut self, id: u64) {
+        self.id = id;
+        wire::patch_call_id(&mut self.frame, id);
+    }
+
+    /// The bytes to write. The waiter keeps them until the answer is there, in case they must be written again.
+    pub(super) fn take_frame(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.frame)
+    }
+
+    /// The worker died before it began this.
+    pub(super) fn put_back(&mut self, frame: Vec<u8>) {
+        self.frame = frame;
+        self.resends += 1;
+    }
+
+    /// Ends the job. What user code does in there (a result's `Deserialize`, a waker) may panic and harms nobody.
+    pub(crate) fn finish(self, outcome: Outcome<'_>) {
+        let finish = self.finish;
+        // A panic has been reported by the panic hook; the job's own end of the channel tells its caller when dropped.
+        let _ = catch_unwind(AssertUnwindSafe(move || finish(outcome)));
+    }
+
+    /// Ends the job with a failure.
+    pub(crate) fn fail(self, failure: impl Into<Failure>) {
+        self.finish(Outcome::Failed(failure.into()));
+    }
+}

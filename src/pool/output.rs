@@ -1,0 +1,333 @@
+//! What workers print: passed on to the host's own stdout and stderr, and its end kept for the story of a death.
+//!
+//! One thread reads all workers' pipes, so that no job ever blocks on a full one. The host's stdout may be blocked itself
+//! (a pager, a stuck pipe): what cannot be written waits in a bounded queue, and beyond that is dropped, with a mark.
+//! Nobody who answers jobs depends on this thread: a waiter that buries its worker reads the rest of the pipe by itself,
+//! so that the last words are complete.
+//!
+//! Writes go to descriptors 1 and 2 directly. `std::io::stdout()` has a lock that a progress bar may hold for minutes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+
+use super::wakeup::Wakeup;
+use super::{poll, thread_name};
+
+/// How much of a worker's stderr is kept.
+const TAIL: usize = 4096;
+/// How much may wait for a blocked stdout.
+const PENDING: usize = 256 * 1024;
+/// A pipe that polls as writable takes so much without blocking (PIPE_BUF).
+const WRITE_AT_ONCE: usize = 4096;
+/// How much one pipe may say before the next one is heard. More than a pipe holds.
+const READ_AT_ONCE: usize = 128 * 1024;
+/// How long the end of the pool waits for a host's stdout that is slow.
+const FLUSH: Duration = Duration::from_millis(200);
+
+/// The pool's one place for output. Its thread starts with the first worker.
+pub(super) struct Output {
+    streams: Mutex<Vec<Arc<Stream>>>,
+    sinks: [Sink; 2],
+    wakeup: Wakeup,
+    thread: Mutex<Thread>,
+}
+
+enum Thread {
+    NotYet,
+    Runs(JoinHandle<()>),
+    Ends,
+}
+
+/// The host's side of one worker's stdout and stderr.
+pub(super) struct WorkerOutput {
+    stdout: Arc<Stream>,
+    stderr: Arc<Stream>,
+}
+
+struct Stream {
+    pipe: OwnedFd,
+    /// Index of the sink.
+    to: usize,
+    state: Mutex<StreamState>,
+}
+
+#[derive(Default)]
+struct StreamState {
+    tail: VecDeque<u8>,
+    ended: bool,
+}
+
+/// One of the host's own two streams.
+struct Sink {
+    pending: Mutex<Pending>,
+    /// Held by who writes, so that the order of bytes is kept. Never together with `pending` while in a system call.
+    writing: Mutex<()>,
+    fd: fn() -> BorrowedFd<'static>,
+}
+
+#[derive(Default)]
+struct Pending {
+    bytes: VecDeque<u8>,
+    dropped: usize,
+}
+
+impl WorkerOutput {
+    /// Two pipes: the host's ends, and the worker's stdout and stderr.
+    pub(super) fn new() -> io::Result<(Self, OwnedFd, OwnedFd)> {
+        let (stdout, their_stdout) = pipe()?;
+        let (stderr, their_stderr) = pipe()?;
+        let output = WorkerOutput { stdout: Stream::new(stdout, 0), stderr: Stream::new(stderr, 1) };
+        Ok((output, their_stdout, their_stderr))
+    }
+}
+
+/// A pipe whose reading end does not block. (The writing end does: it is the worker's, who expects that.)
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
+    Ok((read, write))
+}
+
+impl Output {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Output {
+            streams: Mutex::new(Vec::new()),
+            sinks: [Sink::new(rustix::stdio::stdout), Sink::new(rustix::stdio::stderr)],
+            wakeup: Wakeup::new()?,
+            thread: Mutex::new(Thread::NotYet),
+        })
+    }
+
+    /// Reads a worker's output from now on.
+    pub(super) fn watch(self: &Arc<Self>, worker: &WorkerOutput, pool: &str) -> io::Result<()> {
+        let mut thread = self.thread.lock();
+        if let Thread::NotYet = *thread {
+            let output = Arc::clone(self);
+            let builder = std::thread::Builder::new().name(thread_name(pool, "output"));
+            *thread = Thread::Runs(builder.spawn(move || output.run())?);
+        }
+        self.streams.lock().extend([Arc::clone(&worker.stdout), Arc::clone(&worker.stderr)]);
+        self.wakeup.wake();
+        Ok(())
+    }
+
+    /// The worker is dead: reads what is left, lets go of its pipes, and returns its last words. A grandchild that holds
+    /// a pipe open cannot keep us here.
+    pub(super) fn bury(&self, worker: &WorkerOutput) -> String {
+        for stream in [&worker.stdout, &worker.stderr] {
+            self.read(stream);
+            stream.state.lock().ended = true;
+        }
+        self.wakeup.wake();
+        worker.stderr.tail()
+    }
+
+    /// Passes on what is there now, without blocking: for a program that may end at once.
+    pub(super) fn flush(&self) {
+        let streams = self.streams.lock().clone();
+        streams.iter().for_each(|stream| self.read(stream));
+        self.sinks.iter().for_each(Sink::write);
+    }
+
+    /// Ends the thread and waits for it, for a moment only: a host's stdout may be blocked for ever.
+    pub(super) fn end(&self) {
+        let thread = std::mem::replace(&mut *self.thread.lock(), Thread::Ends);
+        self.wakeup.wake();
+        if let Thread::Runs(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    fn run(&self) {
+        let mut until = None;
+        loop {
+            self.streams.lock().retain(|stream| !stream.state.lock().ended);
+            let streams = self.streams.lock().clone();
+            if let Thread::Ends = *self.thread.lock() {
+                let until = *until.get_or_insert_with(|| Instant::now() + FLUSH);
+                if self.is_flushed() || Instant::now() > until {
+                    return;
+                }
+            }
+            self.wait(&streams, until);
+            self.wakeup.clear();
+            streams.iter().for_each(|stream| self.read(stream));
+            self.sinks.iter().for_each(Sink::write);
+        }
+    }
+
+    /// Blocks until there is something to read, or to write.
+    fn wait(&self, streams: &[Arc<Stream>], until: Option<Instant>) {
+        let mut fds = Vec::with_capacity(streams.len() + 3);
+        fds.push(PollFd::from_borrowed_fd(self.wakeup.as_fd(), PollFlags::IN));
+        fds.extend(streams.iter().map(|stream| PollFd::new(&stream.pipe, PollFlags::IN)));
+        let blocked = self.sinks.iter().filter(|sink| !sink.pending.lock().bytes.is_empty());
+        fds.extend(blocked.map(|sink| PollFd::from_borrowed_fd((sink.fd)(), PollFlags::OUT)));
+        poll(&mut fds, until);
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.sinks.iter().all(|sink| sink.pending.lock().bytes.is_empty())
+    }
+
+    /// Takes what a pipe holds now.
+    fn read(&self, stream: &Stream) {
+        let mut buffer = [0; 8192];
+        let mut state = stream.state.lock();
+        let mut left = READ_AT_ONCE;
+        while !state.ended && left > 0 {
+            match rustix::io::read(&stream.pipe, &mut buffer) {
+                Ok(0) => state.ended = true,
+                Ok(n) => {
+                    left = left.saturating_sub(n);
+                    state.keep(&buffer[..n]);
+                    self.sinks[stream.to].push(&buffer[..n]);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => state.ended = true,
+            }
+        }
+    }
+}
+
+impl Stream {
+    fn new(pipe: OwnedFd, to: usize) -> Arc<Self> {
+        Arc::new(Stream { pipe, to, state: Mutex::default() })
+    }
+
+    fn tail(&self) -> String {
+        let mut state = self.state.lock();
+        let tail = state.tail.make_contiguous();
+        // The first character may have been cut.
+        let start = (0..tail.len().min(4)).find(|&i| tail[i] & 0xc0 != 0x80).unwrap_or(0);
+        String::from_utf8_lossy(&tail[start..]).into_owned()
+    }
+}
+
+impl StreamState {
+    fn keep(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(TAIL)..];
+        let surplus = (self.tail.len() + bytes.len()).saturating_sub(TAIL);
+        self.tail.drain(..surplus);
+        self.tail.extend(bytes);
+    }
+}
+
+impl Sink {
+    fn new(fd: fn() -> BorrowedFd<'static>) -> Self {
+        Sink { pending: Mutex::default(), writing: Mutex::new(()), fd }
+    }
+
+    fn push(&self, bytes: &[u8]) {
+        let mut pending = self.pending.lock();
+        // Nothing passes a mark that is still to be written.
+        let room = if pending.dropped > 0 { 0 } else { PENDING.saturating_sub(pending.bytes.len()) };
+        let taken = room.min(bytes.len());
+        pending.bytes.extend(&bytes[..taken]);
+        pending.dropped += bytes.len() - taken;
+    }
+
+    /// Writes as much as goes without blocking.
+    fn write(&self) {
+        let Some(_writing) = self.writing.try_lock() else { return };
+        while let Some(chunk) = self.next_chunk() {
+            match self.write_chunk(&chunk) {
+                Ok(n) if n == chunk.len() => {}
+                Ok(n) => {
+                    let mut pending = self.pending.lock();
+                    chunk[n..].iter().rev().for_each(|byte| pending.bytes.push_front(*byte));
+                    return;
+                }
+                // Nobody reads it: the host's stdout is closed. Nothing is to be done about it, nor to be kept for it.
+                Err(_) => *self.pending.lock() = Pending::default(),
+            }
+        }
+    }
+
+    fn next_chunk(&self) -> Option<Vec<u8>> {
+        let mut pending = self.pending.lock();
+        let length = pending.bytes.len().min(WRITE_AT_ONCE);
+        if length > 0 {
+            return Some(pending.bytes.drain(..length).collect());
+        }
+        match std::mem::take(&mut pending.dropped) {
+            0 => None,
+            dropped => Some(format!("\n[errback: {dropped} bytes of a worker's output were dropped here]\n").into_bytes()),
+        }
+    }
+
+    /// How much was written: nothing, when it would have blocked.
+    fn write_chunk(&self, chunk: &[u8]) -> Result<usize, Errno> {
+        let fd = (self.fd)();
+        let mut ready = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+        poll(&mut ready, Some(Instant::now()));
+        let events = ready[0].revents();
+        if events.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+            return Err(Errno::PIPE); // found out without writing, which could cost a SIGPIPE
+        }
+        if !events.contains(PollFlags::OUT) {
+            return Ok(0);
+        }
+        match rustix::io::write(fd.as_fd(), chunk) {
+            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+            result => result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output_of(write: impl FnOnce(&OwnedFd, &OwnedFd)) -> String {
+        let output = Output::new().expect("an eventfd");
+        let (worker, stdout, stderr) = WorkerOutput::new().expect("two pipes");
+        write(&stdout, &stderr);
+        output.bury(&worker)
+    }
+
+    #[test]
+    fn the_last_words_are_the_end_of_stderr() {
+        let words = output_of(|_, stderr| {
+            rustix::io::write(stderr, &[b'x'; 10_000]).expect("a pipe holds 64 KiB");
+            rustix::io::write(stderr, b"out of memory\n").expect("a pipe holds 64 KiB");
+        });
+        assert_eq!(words.len(), TAIL);
+        assert!(words.ends_with("xout of memory\n"));
+    }
+
+    #[test]
+    fn binary_noise_is_text_all_the_same() {
+        let words = output_of(|_, stderr| drop(rustix::io::write(stderr, &[0xff, 0x80, b'a', 0])));
+        assert_eq!(words, "\u{fffd}\u{fffd}a\0");
+    }
+
+    #[test]
+    fn a_pipe_that_somebody_holds_open_delays_nothing() {
+        let output = Output::new().expect("an eventfd");
+        let (worker, _stdout, _stderr) = WorkerOutput::new().expect("two pipes");
+        assert_eq!(output.bury(&worker), "");
+    }
+
+    #[test]
+    fn what_a_blocked_stdout_cannot_take_is_dropped_with_a_mark() {
+        let sink = Sink::new(rustix::stdio::stdout);
+        sink.push(&vec![b'a'; PENDING]);
+        sink.push(b"more");
+        let chunks: Vec<Vec<u8>> = std::iter::from_fn(|| sink.next_chunk()).collect();
+        assert_eq!(chunks.len(), PENDING / WRITE_AT_ONCE + 1);
+        let mark = String::from_utf8_lossy(chunks.last().expect("the mark"));
+        assert!(mark.contains("4 bytes of a worker's output were dropped"), "{mark}");
+    }
+}

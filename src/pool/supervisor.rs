@@ -1,0 +1,290 @@
+//! The one thread that starts workers, and that lives as long as the pool.
+//!
+//! It spawns all workers, because the kernel ties a worker's parent-death signal to the *thread* that spawned it. It also
+//! watches the pidfds of all workers, so that one that dies idle is missed at once and not by the next job; paces starts
+//! that fail; and walks the pool through its end.
+//!
+//! It takes no orders: whoever changes the state wakes it, and it looks at the state and decides anew. So nothing is lost
+//! when several things happen at once, and there is no queue of commands to keep in step.
+//!
+//! # The end of a pool
+//! 1. Whoever closes it sets the phase, under the lock: from there on submits are refused. Jobs that are to be dropped are
+//!    set aside in the same critical section. Idle waiters are roused; the supervisor is woken. That never blocks.
+//! 2. The supervisor fails the jobs set aside. Waiters go on with the jobs that are left; a worker that dies is still
+//!    replaced while jobs wait.
+//! 3. A waiter that finds no job any more lets its worker go: end of file, a grace, SIGKILL. It collects it and ends.
+//! 4. At `kill_at`, if there is one, all jobs that are out are condemned and their workers killed. The waiters bury them
+//!    and fail the jobs, as with any death.
+//! 5. When all waiters have ended, the supervisor joins them, ends the output thread, sets the phase to `Ended` and calls
+//!    who asked to be told.
+//!
+//! Races: *a worker being spawned when the pool is terminated* is handed over all the same, and is killed in the next
+//! round, which follows at once, because its process is in its place then. *A job put back during a drain* after other
+//! waiters have gone has its own waiter, whose place is vacant and which stays while jobs wait. *A second order* makes the
+//! first one stricter. *A submit* either comes before step 1 and is part of the end, or is refused.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use errback_deferred::Failure;
+use rustix::event::{PollFd, PollFlags};
+
+use super::child::{Child, Process, Stillborn};
+use super::job::{Job, Verdict, WorkerId};
+use super::state::{Phase, Place, Stage, State};
+use super::waiter::Waiter;
+use super::{Shared, poll, thread_name};
+use crate::error::{PoolClosed, SpawnFailed, SpawnFailure};
+
+/// How often a child that cannot be watched is asked for.
+const ORPHANS: Duration = Duration::from_millis(50);
+
+pub(super) struct Supervisor {
+    shared: Arc<Shared>,
+    /// Workers that were alive when last seen.
+    watched: Vec<(WorkerId, Arc<Process>)>,
+    waiters: Vec<JoinHandle<()>>,
+    /// Children without a pidfd, killed at birth.
+    orphans: Vec<std::process::Child>,
+}
+
+/// What the supervisor has decided to do.
+struct Step {
+    /// Jobs to fail, and why.
+    fail: Vec<(Job, Failure)>,
+    next: Next,
+}
+
+enum Next {
+    Start(WorkerId),
+    /// Until then, or until something happens.
+    Wait(Option<Instant>),
+    End,
+}
+
+impl Supervisor {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Supervisor { shared, watched: Vec::new(), waiters: Vec::new(), orphans: Vec::new() }
+    }
+
+    /// The thread's whole life.
+    pub(super) fn run(mut self) {
+        // A panic in here is a fault of ours. The pool then ends, and tells everybody; it must not just fall silent.
+        for _ in 0..3 {
+            match catch_unwind(AssertUnwindSafe(|| self.supervise())) {
+                Ok(()) => break,
+                Err(_) => self.shared.terminate(),
+            }
+        }
+        self.end();
+    }
+
+    fn supervise(&mut self) {
+        loop {
+            let step = self.decide();
+            step.fail.into_iter().for_each(|(job, failure)| job.fail(failure));
+            match step.next {
+                Next::Start(id) => self.start(id),
+                Next::Wait(until) => self.wait(until),
+                Next::End => return,
+            }
+        }
+    }
+
+    /// Looks at everything, and says what is to be done first.
+    fn decide(&mut self) -> Step {
+        let now = Instant::now();
+        self.orphans.retain_mut(|orphan| matches!(orphan.try_wait(), Ok(None)));
+        let mut state = self.shared.state.lock();
+        state.undead.retain(|process| process.reap().is_none());
+        let mut until = state.phase.kill_at();
+        if until.is_some_and(|at| at <= now) {
+            kill_all(&mut state);
+            until = None;
+        }
+        let mut fail = self.take_doomed(&mut state);
+        fail.extend(take_hopeless(&mut state, now));
+        if state.is_running_out() {
+            self.shared.rouse(&state);
+        }
+        let next = match self.next_start(&mut state, now) {
+            Ok(id) => Next::Start(id),
+            Err(_) if has_ended(&state) => Next::End,
+            Err(pause) => {
+                let orphans = (!self.orphans.is_empty()).then(|| now + ORPHANS);
+                Next::Wait([until, pause, orphans].into_iter().flatten().min())
+            }
+        };
+        Step { fail, next }
+    }
+
+    fn take_doomed(&self, state: &mut State) -> Vec<(Job, Failure)> {
+        if state.doomed.is_empty() {
+            return Vec::new();
+        }
+        let failure = Failure::from(PoolClosed { pool: self.shared.settings.name.clone(), running: false });
+        state.doomed.drain(..).map(|job| (job, failure.clone())).collect()
+    }
+
+    /// The place in which to start a worker now; or when to look again, if that is known.
+    fn next_start(&self, state: &mut State, now: Instant) -> Result<WorkerId, Option<Instant>> {
+        let (alive, starting, queued) = (state.alive(), state.starting(), state.backlog.queued());
+        let needed = if state.phase.is_open() || queued > 0 { state.wanted } else { 0 };
+        // One at a time while it is not known whether they start at all.
+        let unsure = !state.proven || state.breaker.failures() > 0;
+        // Without a job to run for, an open breaker stays open.
+        let given_up = state.breaker.reason().is_some() && alive == 0 && queued == 0;
+        if alive >= needed || (unsure && starting > 0) || given_up || matches!(state.phase, Phase::Ended) {
+            return Err(None);
+        }
+        state.breaker.permits(now).map_err(Some)?;
+        let id = self.vacant_place(state).ok_or(None)?;
+        state.place(id).stage = Stage::Spawning;
+        Ok(id)
+    }
+
+    fn vacant_place(&self, state: &mut State) -> Option<WorkerId> {
+        let vacant = state.places.iter().position(|place| matches!(place.stage, Stage::Vacant));
+        let index = vacant.or_else(|| {
+            (state.places.len() < self.shared.settings.size).then(|| {
+                state.places.push(Place::new());
+                state.places.len() - 1
+            })
+        })?;
+        Some(WorkerId(index as u32))
+    }
+
+    /// Starts a worker and hands it to its waiter. Without the lock: it takes as long as the kernel takes.
+    fn start(&mut self, id: WorkerId) {
+        let born = self.shared.settings.launch.spawn(&self.shared.settings.hello);
+        if let Err(why) = born.and_then(|child| self.hand_over(id, child)) {
+            self.orphans.extend(why.orphan);
+            self.note_failure(id, why.why);
+        }
+    }
+
+    fn hand_over(&mut self, id: WorkerId, child: Child) -> Result<(), Stillborn> {
+        let process = Arc::clone(&child.process);
+        if let Err(why) = self.shared.output.watch(&child.output, &self.shared.settings.name) {
+            self.give_up(&process);
+            return Err(why.into());
+        }
+        let mut state = self.shared.state.lock();
+        state.counts.spawned += 1;
+        let place = state.place(id);
+        place.process = Some(Arc::clone(&process));
+        place.stage = Stage::Handed(Box::new(child));
+        drop(state);
+        if let Err(why) = self.wake_waiter(id) {
+            self.give_up(&process);
+            return Err(why.into());
+        }
+        self.watched.push((id, process));
+        Ok(())
+    }
+
+    /// The first worker of a place brings its waiter into being.
+    fn wake_waiter(&mut self, id: WorkerId) -> io::Result<()> {
+        if (id.0 as usize) < self.waiters.len() {
+            self.shared.bells[id.0 as usize].notify_one();
+            return Ok(());
+        }
+        let waiter = Waiter { shared: Arc::clone(&self.shared), id };
+        let name = thread_name(&self.shared.settings.name, &format!("{}", id.0));
+        self.waiters.push(std::thread::Builder::new().name(name).spawn(move || waiter.run())?);
+        Ok(())
+    }
+
+    /// Kills a worker that no waiter has.
+    fn give_up(&self, process: &Arc<Process>) {
+        let mut state = self.shared.state.lock();
+        process.kill();
+        state.undead.push(Arc::clone(process));
+    }
+
+    fn note_failure(&self, id: WorkerId, why: io::Error) {
+        let hopeless = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied].contains(&why.kind())
+            || why.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error());
+        let reason = SpawnFailure::Refused(Arc::new(why));
+        let program = self.shared.settings.launch.name();
+        let failed = SpawnFailed { program, attempts: 0, reason, stderr: String::new() };
+        let mut state = self.shared.state.lock();
+        let place = state.place(id);
+        (place.process, place.stage) = (None, Stage::Vacant);
+        state.note_failed_start(failed, hopeless);
+        // A place without a thread is none.
+        if id.0 as usize >= self.waiters.len() {
+            state.places.truncate(self.waiters.len());
+        }
+    }
+
+    /// Blocks until there may be something to do.
+    fn wait(&mut self, until: Option<Instant>) {
+        let undead = self.shared.state.lock().undead.clone();
+        let mut fds = vec![PollFd::from_borrowed_fd(self.shared.supervisor.as_fd(), PollFlags::IN)];
+        let processes = self.watched.iter().map(|(_, process)| process).chain(&undead);
+        fds.extend(processes.map(|process| PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)));
+        poll(&mut fds, until);
+        let ended: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        self.shared.supervisor.clear();
+        let mut ended = ended.into_iter();
+        let shared = &self.shared;
+        self.watched.retain(|(id, process)| {
+            let ended = ended.next().unwrap_or(false);
+            if ended {
+                shared.note_death(*id, process);
+            }
+            !ended
+        });
+    }
+
+    /// Step 5.
+    fn end(self) {
+        self.waiters.into_iter().for_each(|waiter| drop(waiter.join()));
+        self.shared.output.end();
+        let (left, on_end) = {
+            let mut state = self.shared.state.lock();
+            state.phase = Phase::Ended;
+            let mut left = std::mem::take(&mut state.doomed);
+            left.extend(state.backlog.drain());
+            (left, std::mem::take(&mut state.on_end))
+        };
+        let closed = PoolClosed { pool: self.shared.settings.name.clone(), running: false };
+        left.into_iter().for_each(|job| job.fail(closed.clone()));
+        self.shared.ended.notify_all();
+        on_end.into_iter().for_each(|call| drop(catch_unwind(AssertUnwindSafe(call))));
+    }
+}
+
+/// Jobs that no worker will take, because none is there and none can be started.
+fn take_hopeless(state: &mut State, now: Instant) -> Vec<(Job, Failure)> {
+    if state.alive() > 0 {
+        return Vec::new();
+    }
+    let Some(reason) = state.breaker.refusal(now).cloned() else { return Vec::new() };
+    let jobs = state.backlog.drain();
+    state.counts.finished += jobs.len() as u64;
+    jobs.into_iter().map(|job| (job, reason.clone())).collect()
+}
+
+/// Step 4.
+fn kill_all(state: &mut State) {
+    let State { places, backlog, .. } = state;
+    for place in places {
+        if let Some(job) = place.job {
+            backlog.condemn(job, Verdict::Closed);
+        }
+        if let Some(process) = &place.process {
+            process.kill();
+        }
+    }
+}
+
+/// Whether nothing is left to wait for.
+fn has_ended(state: &State) -> bool {
+    state.is_running_out() && state.places.iter().all(|place| matches!(place.stage, Stage::Ended))
+}
