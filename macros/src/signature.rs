@@ -1,0 +1,236 @@
+//! What the attribute reads in a function's signature, and the sentences with which it refuses one.
+
+use proc_macro2::TokenStream;
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::spanned::Spanned;
+use syn::visit::{self, Visit};
+use syn::{
+    Error, FnArg, Ident, ItemFn, Lifetime, Pat, PatType, Result, ReturnType, Type, TypeImplTrait,
+    TypeReference,
+};
+
+/// serde encodes tuples of up to 16.
+const MOST_ARGUMENTS: usize = 16;
+
+/// A function that can be a task.
+pub(crate) struct Signature<'a> {
+    pub(crate) arguments: Vec<Argument<'a>>,
+    pub(crate) output: Type,
+}
+
+/// One of its arguments.
+pub(crate) struct Argument<'a> {
+    /// Its name, for messages.
+    pub(crate) name: String,
+    /// Its type as the function has it.
+    pub(crate) written: &'a Type,
+    /// The type that travels: the same, or what owns it.
+    pub(crate) owned: TokenStream,
+    /// The variable that holds it in the worker.
+    pub(crate) slot: Ident,
+    /// How it is passed from there.
+    pub(crate) passed: TokenStream,
+}
+
+/// Reads the item that the attribute stands on.
+pub(crate) fn parse_function(tokens: TokenStream) -> Result<ItemFn> {
+    let refuse = |tokens: &dyn ToTokens| {
+        Error::new_spanned(tokens, "`#[errback::task]` goes above a function")
+    };
+    match syn::parse2(tokens.clone()) {
+        Ok(syn::Item::Fn(function)) => Ok(function),
+        Ok(other) => Err(refuse(&other)),
+        // A method is no item, but a function is what it looks like: say what is wrong with it in particular.
+        Err(error) => match syn::parse2::<syn::ImplItemFn>(tokens) {
+            Ok(method) => Err(method.sig.receiver().map_or(error, refuse_receiver)),
+            Err(_) => Err(error),
+        },
+    }
+}
+
+impl<'a> Signature<'a> {
+    /// Reads it, or says all that is against it.
+    pub(crate) fn check(function: &'a ItemFn) -> Result<Signature<'a>> {
+        let sig = &function.sig;
+        let mut refusals = Refusals::default();
+
+        if let Some(token) = &sig.asyncness {
+            refusals.add(token, "a task cannot be async: it has a process of its own, where it may block as it likes");
+        }
+        if let syn::Safety::Unsafe(token) = &sig.safety {
+            refusals.add(token, "a task cannot be unsafe: nobody could keep its contract from another process; wrap it in a safe function");
+        }
+        if let Some(abi) = &sig.abi {
+            refusals.add(
+                abi,
+                "a task is a Rust function: call the `extern` one from it",
+            );
+        }
+        for parameter in &sig.generics.params {
+            let sentence = match parameter {
+                syn::GenericParam::Lifetime(_) => {
+                    "a task has no lifetimes: write `&str` without a name for its lifetime"
+                }
+                _ => {
+                    "a task cannot be generic: a worker finds it by its name alone; write one function for each type, which calls this one"
+                }
+            };
+            refusals.add(parameter, sentence);
+        }
+        if sig.inputs.len() > MOST_ARGUMENTS {
+            refusals.add(
+                &sig.inputs,
+                "a task takes 16 arguments at the most: put some of them into a struct",
+            );
+        }
+
+        let arguments = sig.inputs.iter().enumerate();
+        let arguments: Vec<_> = arguments
+            .filter_map(|(at, input)| argument(at, input, &mut refusals))
+            .collect();
+        let output = match &sig.output {
+            ReturnType::Default => syn::parse_quote!(()),
+            ReturnType::Type(_, output) => {
+                refusals.borrowed(output, "a task's result must be owned, to travel: return a `String` for a `&str`, a `Vec` for a slice");
+                (**output).clone()
+            }
+        };
+        refusals.none()?;
+        Ok(Signature { arguments, output })
+    }
+
+    /// `add(a: u64, b: u64)`, for messages.
+    pub(crate) fn shown(&self, name: &Ident) -> TokenStream {
+        let name = name.unraw().to_string();
+        let arguments = self.arguments.iter().enumerate().map(|(at, argument)| {
+            let comma = if at == 0 { "" } else { ", " };
+            let (name, written) = (&argument.name, argument.written);
+            quote!(#comma, #name, ": ", ::core::stringify!(#written),)
+        });
+        quote!(::core::concat!(#name, "(", #(#arguments)* ")"))
+    }
+
+    /// The trait that tells a `Result` from a value, for this return type.
+    pub(crate) fn returns(&self) -> TokenStream {
+        let output = &self.output;
+        quote_spanned! {output.span()=>
+            <::errback::__private::Returned<{ ::errback::__private::ReturnType::<#output>::IS_RESULT }>
+                as ::errback::__private::Returns<#output>>
+        }
+    }
+}
+
+fn argument<'a>(at: usize, input: &'a FnArg, refusals: &mut Refusals) -> Option<Argument<'a>> {
+    let PatType { pat, ty, .. } = match input {
+        FnArg::Typed(typed) => typed,
+        FnArg::Receiver(receiver) => {
+            refusals.push(refuse_receiver(receiver));
+            return None;
+        }
+    };
+    let name = match &**pat {
+        Pat::Ident(pat) => pat.ident.unraw().to_string(),
+        _ => at.to_string(),
+    };
+    let slot = format_ident!("argument_{at}");
+    let (owned, passed) = match &**ty {
+        Type::Reference(reference) => {
+            refusals.reference(reference);
+            let lent = &reference.elem;
+            let owned = quote_spanned!(ty.span()=> <#lent as ::std::borrow::ToOwned>::Owned);
+            (
+                owned,
+                quote!(::core::borrow::Borrow::<#lent>::borrow(&#slot)),
+            )
+        }
+        owned => {
+            refusals.borrowed(owned, "a task's argument is owned, or borrowed as a whole (`&T`): what it holds cannot borrow");
+            (quote!(#owned), quote!(#slot))
+        }
+    };
+    Some(Argument {
+        name,
+        written: ty,
+        owned,
+        slot,
+        passed,
+    })
+}
+
+fn refuse_receiver(receiver: &syn::Receiver) -> Error {
+    Error::new_spanned(
+        receiver,
+        "a method cannot be a task: make it a function outside of the `impl`, which takes the value as an argument",
+    )
+}
+
+/// What is against a function, said all at once.
+#[derive(Default)]
+struct Refusals(Option<Error>);
+
+impl Refusals {
+    fn add(&mut self, tokens: impl ToTokens, sentence: &str) {
+        self.push(Error::new_spanned(tokens, sentence));
+    }
+
+    fn push(&mut self, error: Error) {
+        match &mut self.0 {
+            Some(all) => all.combine(error),
+            None => self.0 = Some(error),
+        }
+    }
+
+    fn none(self) -> Result<()> {
+        self.0.map_or(Ok(()), Err)
+    }
+
+    /// An argument `&T`.
+    fn reference(&mut self, reference: &TypeReference) {
+        if let Some(mutability) = &reference.mutability {
+            self.add(mutability, "a task cannot change its caller's value: it is in another process; take it by value and return what has changed");
+        }
+        if let Some(lifetime) = &reference.lifetime {
+            self.add(lifetime, "a task borrows an argument for its own run, and no longer: write `&` without a lifetime");
+        }
+        self.borrowed(
+            &reference.elem,
+            "a task's argument may be borrowed as a whole (`&T`): what it holds cannot borrow",
+        );
+    }
+
+    /// References, lifetimes and `impl Trait` anywhere inside of a type.
+    fn borrowed(&mut self, ty: &Type, sentence: &'static str) {
+        let mut finder = Finder {
+            refusals: self,
+            sentence,
+        };
+        finder.visit_type(ty);
+    }
+}
+
+struct Finder<'a> {
+    refusals: &'a mut Refusals,
+    sentence: &'static str,
+}
+
+impl Visit<'_> for Finder<'_> {
+    fn visit_type_reference(&mut self, reference: &TypeReference) {
+        self.refusals.add(reference, self.sentence);
+    }
+
+    fn visit_lifetime(&mut self, lifetime: &Lifetime) {
+        self.refusals.add(lifetime, self.sentence);
+    }
+
+    fn visit_type_impl_trait(&mut self, ty: &TypeImplTrait) {
+        self.refusals.add(ty, "a task's types have names, so that both sides mean the same: write the type for `impl`");
+    }
+
+    // A function pointer's own lifetimes are not borrowed from anywhere; serde will refuse the pointer.
+    fn visit_type_fn_ptr(&mut self, _: &syn::TypeFnPtr) {}
+
+    fn visit_type(&mut self, ty: &Type) {
+        visit::visit_type(self, ty);
+    }
+}

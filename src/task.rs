@@ -1,0 +1,279 @@
+//! What both sides agree a job is: a function, found by its name, and the tuple of its arguments.
+//!
+//! `#[errback::task]` turns a function into a type that implements [`Task`] and still can be called. In the host the
+//! type says how arguments are encoded and results decoded; in the worker its [`TaskEntry`] runs the function. A name
+//! rather than an address travels, so that a mismatch is a readable error, and so that a worker in another language, or
+//! on another machine, can serve the same call.
+//!
+//! Entries find their way into the table by linkme: the linker collects them, and the table is complete before `main`
+//! runs, which is when a worker needs it. A program that cannot have that lists its tasks by hand.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use linkme::distributed_slice;
+use serde::Serialize;
+
+use crate::wire::{DecodeError, ErrorKind, RemoteErrorBody};
+
+mod expansion;
+
+#[doc(hidden)]
+pub use expansion::*;
+
+/// A function that can run in another process.
+///
+/// `#[errback::task]` implements it. The name of the function then is a value of a type of its own, which implements
+/// this trait and dereferences to the function, so that it is called as ever:
+///
+/// ```
+/// use errback::Task;
+///
+/// /// How many numbers divide `n`.
+/// #[errback::task]
+/// fn divisors(n: u64) -> usize {
+///     (1..=n).filter(|d| n % d == 0).count()
+/// }
+///
+/// assert_eq!(divisors(12), 6);
+/// assert!(divisors.name().ends_with("::divisors"));
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a task",
+    label = "this runs in another process, and needs `#[errback::task]`",
+    note = "write `#[errback::task]` above the function: its name is then a task, and can still be called",
+    note = "a closure, a method or a generic function cannot be one: it has no name that a worker could find it by"
+)]
+pub trait Task: Copy + Send + Sync + 'static {
+    /// The tuple of the arguments. What the function takes by reference is owned here: `&str` is a `String`.
+    type Args: Serialize;
+
+    /// What a successful call gives: the function's return type, or the `T` of its `Result<T, E>`.
+    type Output: Send + 'static;
+
+    /// The name by which a worker knows it: the path of the function, or what `#[errback::task(name = "…")]` says.
+    fn name(&self) -> &'static str;
+
+    /// Its place in the table of this program's tasks; `None` for one that only lives in another program.
+    fn entry(&self) -> Option<&'static TaskEntry>;
+
+    /// Makes a result of the bytes that a worker answered with.
+    ///
+    /// # Errors
+    /// The bytes are not an [`Output`](Task::Output).
+    fn decode_result(bytes: &[u8]) -> Result<Self::Output, DecodeError>;
+
+    /// Makes an error of what a worker says about the `Err` that the function returned: the error itself, where its
+    /// type can be encoded, or else a [`RemoteError`].
+    fn decode_error(body: RemoteErrorBody) -> anyhow::Error;
+}
+
+/// A task as a worker sees it: a name, and a function from bytes to bytes.
+pub struct TaskEntry {
+    name: &'static str,
+    run: fn(&mut Call<'_>) -> Result<(), RemoteErrorBody>,
+}
+
+impl TaskEntry {
+    #[doc(hidden)]
+    pub const fn new(
+        name: &'static str,
+        run: fn(&mut Call<'_>) -> Result<(), RemoteErrorBody>,
+    ) -> TaskEntry {
+        TaskEntry { name, run }
+    }
+
+    /// The task's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where its function is.
+    pub(crate) fn address(&self) -> usize {
+        self.run as usize
+    }
+
+    /// Decodes the arguments, runs the function, encodes its result. What panics in it panics here.
+    pub(crate) fn run(&self, call: &mut Call<'_>) -> Result<(), RemoteErrorBody> {
+        (self.run)(call)
+    }
+}
+
+impl fmt::Debug for TaskEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TaskEntry").field(&self.name).finish()
+    }
+}
+
+/// A task of whatever type, in a list: see [`run_if_worker`](crate::worker::run_if_worker).
+///
+/// Every [`Task`] is one.
+pub trait ListedTask {
+    #[doc(hidden)]
+    fn listed(&self) -> Option<&'static TaskEntry>;
+}
+
+impl<F: Task> ListedTask for F {
+    fn listed(&self) -> Option<&'static TaskEntry> {
+        self.entry()
+    }
+}
+
+// The name holds the version: two versions of this crate in one program must not share a table.
+/// The table of tasks that the linker collects.
+#[doc(hidden)]
+#[distributed_slice]
+pub static ERRBACK_TASKS_0_1: [TaskEntry];
+
+/// The tasks of a program by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TaskTable {
+    /// Sorted by name.
+    entries: Vec<&'static TaskEntry>,
+}
+
+impl TaskTable {
+    /// A table in which every name stands for one function.
+    pub(crate) fn new(
+        entries: impl IntoIterator<Item = &'static TaskEntry>,
+    ) -> Result<TaskTable, DuplicateTask> {
+        let mut entries: Vec<_> = entries.into_iter().collect();
+        entries.sort_by_key(|entry| entry.name);
+        // A list may name a task twice, and that is no harm.
+        entries.dedup_by(|a, b| std::ptr::eq(*a, *b));
+        match entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            Some(pair) => Err(DuplicateTask { name: pair[0].name }),
+            None => Ok(TaskTable { entries }),
+        }
+    }
+
+    /// The tasks that the linker has collected.
+    pub(crate) fn linked() -> Result<TaskTable, DuplicateTask> {
+        TaskTable::new(ERRBACK_TASKS_0_1.static_slice())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The task of this name, or an error that helps to find out why there is none.
+    pub(crate) fn find(&self, name: &str) -> Result<&'static TaskEntry, RemoteErrorBody> {
+        match self.entries.binary_search_by(|entry| entry.name.cmp(name)) {
+            Ok(at) => Ok(self.entries[at]),
+            Err(_) => Err(RemoteErrorBody::new(
+                ErrorKind::UnknownTask,
+                "",
+                self.missing(name),
+            )),
+        }
+    }
+
+    fn missing(&self, name: &str) -> String {
+        let count = self.entries.len();
+        let mut sentence = format!("no task `{name}` among the {count} that this worker knows");
+        let last = |name: &str| name.rsplit("::").next().unwrap_or_default().to_owned();
+        if let Some(like) = self
+            .entries
+            .iter()
+            .find(|entry| last(entry.name) == last(name))
+        {
+            sentence.push_str(&format!("; did you mean `{}`?", like.name));
+        } else if count == 0 {
+            sentence.push_str("; a program that lists its tasks names them in `run_if_worker`");
+        }
+        sentence
+    }
+}
+
+/// Whether this program's tasks have names of their own. A worker would refuse to start otherwise, so a pool looks
+/// before it starts any.
+pub(crate) fn check_registered() -> Result<(), DuplicateTask> {
+    static CHECKED: OnceLock<Result<(), DuplicateTask>> = OnceLock::new();
+    CHECKED
+        .get_or_init(|| TaskTable::linked().map(drop))
+        .clone()
+}
+
+/// Two tasks have one name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DuplicateTask {
+    /// The name.
+    pub name: &'static str,
+}
+
+impl fmt::Display for DuplicateTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name;
+        write!(
+            f,
+            "two tasks are named `{name}`; give one another name: #[errback::task(name = \"…\")]"
+        )
+    }
+}
+
+impl std::error::Error for DuplicateTask {}
+
+/// An error that a task returned in its worker, and that could not travel as itself.
+///
+/// It says what the error said there. An error type that implements `Serialize`, `Deserialize`, `Display` and `Debug`
+/// comes back as itself instead.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct RemoteError {
+    /// The error's type, by its full name: `std::io::error::Error`, `builtins.ValueError`.
+    pub type_name: String,
+    /// What it says of itself.
+    pub message: String,
+    /// What its causes say, the nearest first.
+    pub chain: Vec<String>,
+    /// Where it came about, when that was recorded there.
+    pub backtrace: Option<String>,
+    /// The next cause, as an error of its own, so that `source()` leads along the chain.
+    cause: Option<Box<RemoteCause>>,
+}
+
+impl From<RemoteErrorBody> for RemoteError {
+    fn from(body: RemoteErrorBody) -> RemoteError {
+        let cause = body.chain.iter().rev().fold(None, |cause, message| {
+            let message = message.clone();
+            Some(Box::new(RemoteCause { message, cause }))
+        });
+        RemoteError {
+            type_name: body.type_name,
+            message: body.message,
+            chain: body.chain,
+            backtrace: body.backtrace,
+            cause,
+        }
+    }
+}
+
+impl fmt::Display for RemoteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for RemoteError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct RemoteCause {
+    message: String,
+    cause: Option<Box<RemoteCause>>,
+}
+
+impl fmt::Display for RemoteCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for RemoteCause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}

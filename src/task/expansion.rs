@@ -1,0 +1,384 @@
+//! What `#[errback::task]` expands to calls these. No part of the public interface.
+//!
+//! The attribute sees tokens, not types: whether `-> Fetched` is a `Result`, and whether its error can be encoded, only
+//! the compiler knows. Two tricks ask it. A constant of an inherent `impl` wins over one of a trait where both apply,
+//! and can choose an associated type through a const parameter ([`Returns`]); and method lookup takes the first of
+//! several receivers that fits, by autoref ([`ErrorProbe`]). Both work on the concrete types that a macro has.
+
+use std::backtrace::BacktraceStatus;
+use std::error::Error;
+use std::fmt::{Debug, Display};
+use std::marker::PhantomData;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::RemoteError;
+use crate::wire::{DecodeError, Encoder, ErrorKind, RemoteErrorBody, ValueReader, decode_value};
+
+/// One call in the worker: its arguments, room for its result, and how far it has come.
+#[doc(hidden)]
+pub struct Call<'a> {
+    args: &'a [u8],
+    result: &'a mut Encoder,
+    begin: &'a dyn Fn(),
+    step: Step,
+}
+
+/// How far a call has come: a panic means another thing in each.
+#[doc(hidden)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Somebody's `Deserialize` is running.
+    Decoding,
+    /// The task is.
+    Running,
+    /// Somebody's `Serialize` is.
+    Encoding,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(args: &'a [u8], result: &'a mut Encoder, begin: &'a dyn Fn()) -> Call<'a> {
+        Call {
+            args,
+            result,
+            begin,
+            step: Step::Decoding,
+        }
+    }
+
+    pub(crate) fn step(&self) -> Step {
+        self.step
+    }
+
+    /// The arguments, of which there must be `names.len()`.
+    pub fn arguments(
+        &self,
+        signature: &'static str,
+        names: &'static [&'static str],
+    ) -> Result<Arguments<'a>, RemoteErrorBody> {
+        let mut values = ValueReader::new(self.args);
+        let given = values.array().map_err(refused_args)?;
+        let taken = names.len();
+        if given != taken {
+            let s = if taken == 1 { "" } else { "s" };
+            let message = format!("`{signature}` takes {taken} argument{s}, and {given} came");
+            return Err(RemoteErrorBody::new(ErrorKind::DecodeArgs, "", message));
+        }
+        Ok(Arguments {
+            values,
+            signature,
+            names: names.iter(),
+        })
+    }
+
+    /// The arguments are there: the function begins now, and whatever happens from here on, it has been started.
+    pub fn begin(&mut self) {
+        self.step = Step::Running;
+        (self.begin)();
+    }
+
+    /// The function has returned this.
+    pub fn answer<T: Serialize>(&mut self, value: &T) -> Result<(), RemoteErrorBody> {
+        self.step = Step::Encoding;
+        self.result.value(value).map_err(|error| {
+            let message = format!("the result cannot be sent: {error}");
+            RemoteErrorBody::new(ErrorKind::EncodeResult, std::any::type_name::<T>(), message)
+        })
+    }
+}
+
+/// The arguments of a call, read one by one.
+#[doc(hidden)]
+pub struct Arguments<'a> {
+    values: ValueReader<'a>,
+    signature: &'static str,
+    names: std::slice::Iter<'static, &'static str>,
+}
+
+impl Arguments<'_> {
+    pub fn next<T: DeserializeOwned + 'static>(&mut self) -> Result<T, RemoteErrorBody> {
+        let name = self.names.next().copied().unwrap_or_default();
+        let signature = self.signature;
+        self.values.next().map_err(|error| {
+            refused_args(error.at(format_args!("argument {name} of `{signature}`")))
+        })
+    }
+}
+
+fn refused_args(error: DecodeError) -> RemoteErrorBody {
+    RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string())
+}
+
+/// Decodes a result in the host.
+#[doc(hidden)]
+pub fn decode_output<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, DecodeError> {
+    decode_value(bytes)
+}
+
+/// Asks whether a return type is a `Result`: `ReturnType::<R>::IS_RESULT`.
+#[doc(hidden)]
+pub struct ReturnType<R>(PhantomData<R>);
+
+impl<T, E> ReturnType<Result<T, E>> {
+    pub const IS_RESULT: bool = true;
+}
+
+/// The answer when the inherent one above does not apply.
+#[doc(hidden)]
+pub trait NoResult {
+    const IS_RESULT: bool = false;
+}
+
+impl<R> NoResult for ReturnType<R> {}
+
+/// What a function that returns `R` gives, with `IS_RESULT` as the parameter of [`Returned`].
+#[doc(hidden)]
+pub trait Returns<R> {
+    type Value;
+    type Error;
+    fn split(returned: R) -> Result<Self::Value, Self::Error>;
+}
+
+#[doc(hidden)]
+pub struct Returned<const IS_RESULT: bool>;
+
+impl<T, E> Returns<Result<T, E>> for Returned<true> {
+    type Value = T;
+    type Error = E;
+
+    fn split(returned: Result<T, E>) -> Result<T, E> {
+        returned
+    }
+}
+
+impl<R> Returns<R> for Returned<false> {
+    type Value = R;
+    type Error = std::convert::Infallible;
+
+    fn split(returned: R) -> Result<R, Self::Error> {
+        Ok(returned)
+    }
+}
+
+/// Asks what is known of an error of type `E`. There are two ladders, each tried from the most that can be had to the
+/// least: [what it says](#implementors), `(&&&&&&&ErrorProbe::<E>::new()).describe(&error)`, and whether it can travel
+/// as itself, `(&&&ErrorProbe::<E>::new()).encode(&error)`. A rung has one `&` less than the one above it.
+#[doc(hidden)]
+pub struct ErrorProbe<E>(PhantomData<E>);
+
+impl<E> ErrorProbe<E> {
+    #[expect(
+        clippy::new_without_default,
+        reason = "only the attribute's expansion makes one"
+    )]
+    pub const fn new() -> ErrorProbe<E> {
+        ErrorProbe(PhantomData)
+    }
+}
+
+/// anyhow's, with its chain and its backtrace.
+#[doc(hidden)]
+pub trait DescribeAnyhow {
+    fn describe(&self, error: &anyhow::Error) -> RemoteErrorBody;
+}
+
+impl DescribeAnyhow for &&&&&&ErrorProbe<anyhow::Error> {
+    fn describe(&self, error: &anyhow::Error) -> RemoteErrorBody {
+        let inner: &(dyn Error + 'static) = error.as_ref();
+        let mut body = described::<anyhow::Error>(inner.to_string(), causes(inner.source()));
+        if error.backtrace().status() == BacktraceStatus::Captured {
+            body.backtrace = Some(error.backtrace().to_string());
+        }
+        body
+    }
+}
+
+/// An error, with its causes.
+#[doc(hidden)]
+pub trait DescribeError<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody;
+}
+
+impl<E: Error> DescribeError<E> for &&&&&ErrorProbe<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody {
+        described::<E>(error.to_string(), causes(error.source()))
+    }
+}
+
+/// Something that holds an error without being one, as `Box<dyn Error + Send + Sync>` and a `Failure`.
+#[doc(hidden)]
+pub trait DescribeSendHolder<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody;
+}
+
+impl<E: AsRef<dyn Error + Send + Sync>> DescribeSendHolder<E> for &&&&ErrorProbe<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody {
+        let inner = error.as_ref();
+        described::<E>(inner.to_string(), causes(inner.source()))
+    }
+}
+
+/// The same for `Box<dyn Error>`.
+#[doc(hidden)]
+pub trait DescribeHolder<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody;
+}
+
+impl<E: AsRef<dyn Error>> DescribeHolder<E> for &&&ErrorProbe<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody {
+        let inner = error.as_ref();
+        described::<E>(inner.to_string(), causes(inner.source()))
+    }
+}
+
+/// A text, as a `String`.
+#[doc(hidden)]
+pub trait DescribeText<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody;
+}
+
+impl<E: Display> DescribeText<E> for &&ErrorProbe<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody {
+        described::<E>(error.to_string(), Vec::new())
+    }
+}
+
+#[doc(hidden)]
+pub trait DescribeDebug<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody;
+}
+
+impl<E: Debug> DescribeDebug<E> for &ErrorProbe<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody {
+        described::<E>(format!("{error:?}"), Vec::new())
+    }
+}
+
+/// What an error says of itself, for whatever type: see [`ErrorProbe`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __describe_error {
+    ($error_type:ty, $error:ident) => {{
+        let mut body =
+            (&&&&&&&$crate::__private::ErrorProbe::<$error_type>::new()).describe(&$error);
+        body.value = (&&&$crate::__private::ErrorProbe::<$error_type>::new()).encode(&$error);
+        body
+    }};
+}
+
+/// An error from what it said of itself, for whatever type: see [`ErrorProbe`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __restore_error {
+    ($error_type:ty, $body:ident) => {
+        (&&&$crate::__private::ErrorProbe::<$error_type>::new()).restore($body)
+    };
+}
+
+/// At least it has a type.
+#[doc(hidden)]
+pub trait DescribeAny<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody;
+}
+
+impl<E> DescribeAny<E> for ErrorProbe<E> {
+    fn describe(&self, _: &E) -> RemoteErrorBody {
+        described::<E>(std::any::type_name::<E>().to_owned(), Vec::new())
+    }
+}
+
+fn described<E>(message: String, chain: Vec<String>) -> RemoteErrorBody {
+    let mut body = RemoteErrorBody::new(ErrorKind::Error, std::any::type_name::<E>(), message);
+    body.chain = chain;
+    body
+}
+
+fn causes(first: Option<&(dyn Error + 'static)>) -> Vec<String> {
+    // An error may be its own cause by mistake.
+    const ENOUGH: usize = 50;
+    let mut messages = Vec::new();
+    let mut next = first;
+    while let Some(error) = next
+        && messages.len() < ENOUGH
+    {
+        messages.push(error.to_string());
+        next = error.source();
+    }
+    messages
+}
+
+/// An error that travels as itself.
+#[doc(hidden)]
+pub trait TravelError<E> {
+    fn encode(&self, error: &E) -> Option<Vec<u8>>;
+    fn restore(&self, body: RemoteErrorBody) -> anyhow::Error;
+}
+
+impl<E> TravelError<E> for &&ErrorProbe<E>
+where
+    E: Error + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    fn encode(&self, error: &E) -> Option<Vec<u8>> {
+        encoded(error)
+    }
+
+    fn restore(&self, body: RemoteErrorBody) -> anyhow::Error {
+        restored(body, |error: E| anyhow::Error::new(error))
+    }
+}
+
+/// Something that is not an error, as a `String` is none, and travels as itself.
+#[doc(hidden)]
+pub trait TravelText<E> {
+    fn encode(&self, error: &E) -> Option<Vec<u8>>;
+    fn restore(&self, body: RemoteErrorBody) -> anyhow::Error;
+}
+
+impl<E> TravelText<E> for &ErrorProbe<E>
+where
+    E: Display + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    fn encode(&self, error: &E) -> Option<Vec<u8>> {
+        encoded(error)
+    }
+
+    fn restore(&self, body: RemoteErrorBody) -> anyhow::Error {
+        restored(body, |error: E| anyhow::Error::msg(error))
+    }
+}
+
+/// What can only be told of.
+#[doc(hidden)]
+pub trait TravelNot<E> {
+    fn encode(&self, error: &E) -> Option<Vec<u8>>;
+    fn restore(&self, body: RemoteErrorBody) -> anyhow::Error;
+}
+
+impl<E> TravelNot<E> for ErrorProbe<E> {
+    fn encode(&self, _: &E) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn restore(&self, body: RemoteErrorBody) -> anyhow::Error {
+        RemoteError::from(body).into()
+    }
+}
+
+/// One that cannot be encoded after all travels as its words.
+fn encoded<E: Serialize>(error: &E) -> Option<Vec<u8>> {
+    const MOST: usize = 1024 * 1024;
+    let mut encoder = Encoder::new(MOST);
+    encoder.value(error).ok()?;
+    Some(encoder.into_bytes())
+}
+
+fn restored<E: DeserializeOwned + 'static>(
+    body: RemoteErrorBody,
+    wrap: fn(E) -> anyhow::Error,
+) -> anyhow::Error {
+    match body.value.as_deref().map(decode_value::<E>) {
+        Some(Ok(error)) => wrap(error),
+        Some(Err(_)) | None => RemoteError::from(body).into(),
+    }
+}

@@ -1,0 +1,867 @@
+//! The bytes between a host and its workers, used by both sides and specified in `docs/protocol.md`.
+//!
+//! A frame is a length and one MessagePack value; the value is a call, an answer or a notification, in the shapes of
+//! MessagePack-RPC. This module turns messages into bytes and bytes into messages. It holds no descriptor and never
+//! waits: who reads and writes is the business of `worker` on one side and of the pool's waiters on the other, so that
+//! both can be tested with bytes alone.
+//!
+//! The host treats its workers as strangers (one of them may be decoding a file that takes it over), and a worker
+//! treats its host so too. Nothing is allocated because a length says so, and a frame is walked through once, to its
+//! last byte, before any of it is believed.
+
+mod encode;
+mod scan;
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use encode::Encoder;
+use scan::Scanner;
+
+/// The version of the protocol that this crate speaks.
+pub const PROTOCOL: u32 = 1;
+
+/// The longest frame, in bytes without its header, unless host and worker agree on another: 1 GiB.
+pub const MAX_FRAME: usize = 1 << 30;
+
+/// How deep arrays and maps may nest in arguments, results and errors.
+pub const MAX_DEPTH: usize = 512;
+
+/// The bytes before a frame's body: its length, big-endian.
+pub const HEADER: usize = 4;
+
+/// Where a call's id is in the frame that [`encode_call`] makes: eight bytes, big-endian.
+pub const CALL_ID_OFFSET: usize = HEADER + 3;
+
+/// A buffer is grown to take this much from one read, and what one big frame added above it is given back.
+const READ_ROOM: usize = 64 * 1024;
+
+/// The longest string of an error, in bytes.
+const MAX_ERROR_TEXT: usize = 64 * 1024;
+
+/// The most causes of an error that travel.
+const MAX_CHAIN: usize = 50;
+
+/// A call as a frame, ready to be written: `[0, id, task, args]`.
+///
+/// `args` is the tuple of arguments. The id has a fixed place in the frame, so that a job can be encoded before it has
+/// one: see [`patch_call_id`].
+///
+/// ```
+/// let frame = errback::wire::encode_call(7, "app::add", &(1, 2), errback::wire::MAX_FRAME)?;
+/// assert_eq!(frame[..4], 23_u32.to_be_bytes());
+/// assert_eq!(frame[frame.len() - 3..], [0x92, 1, 2]);
+/// # Ok::<(), errback::wire::EncodeError>(())
+/// ```
+///
+/// # Errors
+/// An argument that cannot be encoded: its `Serialize` says so or panics, it nests deeper than [`MAX_DEPTH`], or the
+/// frame would be longer than `max_frame`.
+pub fn encode_call<A: Serialize + ?Sized>(
+    id: u64,
+    task: &str,
+    args: &A,
+    max_frame: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let mut encoder = framed(max_frame);
+    encoder.raw(&[0x94, 0x00])?;
+    encoder.marked(0xcf, id.to_be_bytes())?;
+    encoder.text(task)?;
+    let start = encoder.bytes().len();
+    guarded(|| encoder.value(args))?;
+    // `()` is nil to serde; on the wire the arguments are always an array.
+    if encoder.bytes()[start..] == [0xc0] {
+        encoder.bytes_mut()[start] = 0x90;
+    }
+    finish(&mut encoder);
+    Ok(encoder.into_bytes())
+}
+
+/// Gives a frame made by [`encode_call`] another id.
+///
+/// ```
+/// use errback::wire::{MAX_FRAME, Message, encode_call, patch_call_id};
+///
+/// let mut frame = encode_call(0, "app::add", &(1, 2), MAX_FRAME)?;
+/// patch_call_id(&mut frame, 4711);
+/// assert!(matches!(Message::parse(&frame[4..])?, Message::Call { id: 4711, .. }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Panics
+/// When `frame` is no such frame and is too short to have an id.
+pub fn patch_call_id(frame: &mut [u8], id: u64) {
+    frame[CALL_ID_OFFSET..CALL_ID_OFFSET + 8].copy_from_slice(&id.to_be_bytes());
+}
+
+/// A notification as a frame: `[2, method, [params]]`. It has no answer.
+///
+/// ```
+/// let frame = errback::wire::encode_notification("ping", &(), errback::wire::MAX_FRAME)?;
+/// assert_eq!(frame[4..], [0x93, 2, 0xa4, b'p', b'i', b'n', b'g', 0x90]);
+/// # Ok::<(), errback::wire::EncodeError>(())
+/// ```
+///
+/// # Errors
+/// As those of [`encode_call`].
+pub fn encode_notification<P: Serialize + ?Sized>(
+    method: &str,
+    params: &P,
+    max_frame: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let mut encoder = framed(max_frame);
+    encoder.raw(&[0x93, 0x02])?;
+    encoder.text(method)?;
+    let start = encoder.bytes().len();
+    guarded(|| encoder.value(params))?;
+    if encoder.bytes()[start..] == [0xc0] {
+        encoder.bytes_mut()[start] = 0x90;
+    }
+    finish(&mut encoder);
+    Ok(encoder.into_bytes())
+}
+
+/// Begins the answer `[1, id, nil, value]` in a buffer that may have been used before; the value is to follow.
+pub(crate) fn begin_answer(encoder: &mut Encoder, id: u64) -> Result<(), EncodeError> {
+    encoder.truncate(0);
+    encoder.raw(&[0; HEADER])?;
+    encoder.raw(&[0x94, 0x01])?;
+    encoder.marked(0xcf, id.to_be_bytes())?;
+    encoder.raw(&[0xc0])
+}
+
+/// The answer `[1, id, error, nil]`, whole. The error is cut to what may travel, so that this always fits.
+pub(crate) fn error_answer(encoder: &mut Encoder, id: u64, error: RemoteErrorBody) {
+    let bounded = error.bounded();
+    let mut write = |error: &RemoteErrorBody| {
+        encoder.truncate(0);
+        encoder.raw(&[0; HEADER])?;
+        encoder.raw(&[0x94, 0x01])?;
+        encoder.marked(0xcf, id.to_be_bytes())?;
+        encoder.value(error)?;
+        encoder.raw(&[0xc0])
+    };
+    // Too long for a small `max_frame` agreed on: then without its value, and at last without its texts.
+    if write(&bounded).is_err() {
+        let mut short = RemoteErrorBody::new(
+            bounded.kind,
+            String::new(),
+            cut(bounded.message.clone(), 256),
+        );
+        if write(&short).is_err() {
+            short.message.clear();
+            write(&short).expect("MIN_FRAME is enough for an error without texts");
+        }
+    }
+    finish(encoder);
+}
+
+/// The smallest `max_frame` that can be agreed on: enough for the answer that says that something did not fit.
+pub const MIN_FRAME: usize = 1024;
+
+fn framed(max_frame: usize) -> Encoder {
+    let mut encoder = Encoder::new(frame_limit(max_frame));
+    encoder
+        .raw(&[0; HEADER])
+        .expect("every limit has room for a header");
+    encoder
+}
+
+/// How many bytes a frame may have with its header; a length is 32 bits.
+pub(crate) fn frame_limit(max_frame: usize) -> usize {
+    max_frame
+        .clamp(MIN_FRAME, u32::MAX as usize)
+        .saturating_add(HEADER)
+}
+
+/// Fills in the header of the frame that `encoder` holds.
+pub(crate) fn finish(encoder: &mut Encoder) {
+    let length =
+        u32::try_from(encoder.bytes().len() - HEADER).expect("the encoder's limit is below 4 GiB");
+    encoder.bytes_mut()[..HEADER].copy_from_slice(&length.to_be_bytes());
+}
+
+/// A panic in somebody's `Serialize` is an error like any other.
+fn guarded<T>(encode: impl FnOnce() -> Result<T, EncodeError>) -> Result<T, EncodeError> {
+    catch_unwind(AssertUnwindSafe(encode))
+        .unwrap_or_else(|payload| Err(EncodeError::Panicked(panic_text(payload))))
+}
+
+/// What a panic said, when it said it in words.
+pub(crate) fn panic_text(payload: Box<dyn Any + Send>) -> String {
+    let payload = match payload.downcast::<&'static str>() {
+        Ok(text) => return (*text).to_owned(),
+        Err(payload) => payload,
+    };
+    match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => {
+            // Its `Drop` is somebody's code as well, and may panic again; so may that panic's, which is then leaked.
+            if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(another);
+            }
+            "a panic whose payload is not a string".to_owned()
+        }
+    }
+}
+
+/// Decodes one value: the whole of `bytes`, no more and no less.
+///
+/// ```
+/// let two: (u8, String) = errback::wire::decode_value(&[0x92, 5, 0xa2, b'o', b'k'])?;
+/// assert_eq!(two, (5, "ok".to_owned()));
+/// assert!(errback::wire::decode_value::<u8>(&[5, 5]).is_err());
+/// # Ok::<(), errback::wire::DecodeError>(())
+/// ```
+///
+/// # Errors
+/// The bytes are not one `T`, or `T`'s `Deserialize` refuses them or panics.
+pub fn decode_value<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let mut reader = ValueReader::new(bytes);
+    let value =
+        catch_unwind(AssertUnwindSafe(|| reader.next::<T>())).unwrap_or_else(|payload| {
+            Err(DecodeError::new(format!(
+                "a panic while decoding: {}",
+                panic_text(payload)
+            )))
+        })?;
+    reader.end()?;
+    Ok(value)
+}
+
+/// Decodes values that lie one behind the other.
+pub(crate) struct ValueReader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> ValueReader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> ValueReader<'a> {
+        ValueReader { rest: bytes }
+    }
+
+    /// The length of the array that comes next; its elements are read one by one.
+    pub(crate) fn array(&mut self) -> Result<usize, DecodeError> {
+        let mut scanner = Scanner::new(self.rest);
+        let length = scanner
+            .array()
+            .map_err(|e| DecodeError::new(e.to_string()))?;
+        self.rest = scanner.rest();
+        Ok(length)
+    }
+
+    pub(crate) fn next<T: DeserializeOwned + 'static>(&mut self) -> Result<T, DecodeError> {
+        let mut scanner = Scanner::new(self.rest);
+        let value = scanner
+            .value()
+            .map_err(|e| DecodeError::new(e.to_string()))?;
+        self.rest = scanner.rest();
+        // A byte string as it is: serde would take it byte by byte.
+        if let Some(block) = byte_string(value) {
+            let mut slot = Some(block);
+            let mut wanted: Option<T> = None;
+            if let Some(wanted) = (&mut wanted as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>() {
+                *wanted = slot.take().map(<[u8]>::to_vec);
+            }
+            if let Some(wanted) = wanted {
+                return Ok(wanted);
+            }
+        }
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(value);
+        // The scan has bounded the nesting; one more, because the deserializer stops at its limit and not behind it.
+        deserializer.set_max_depth(MAX_DEPTH + 1);
+        T::deserialize(&mut deserializer).map_err(DecodeError::from_serde)
+    }
+
+    pub(crate) fn end(&self) -> Result<(), DecodeError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            extra => Err(DecodeError::new(format!("{extra} bytes after the value"))),
+        }
+    }
+}
+
+/// The content of a binary value.
+fn byte_string(value: &[u8]) -> Option<&[u8]> {
+    match value {
+        [0xc4, _, block @ ..] => Some(block),
+        [0xc5, _, _, block @ ..] => Some(block),
+        [0xc6, _, _, _, _, block @ ..] => Some(block),
+        _ => None,
+    }
+}
+
+/// Cuts a stream of bytes into frames.
+///
+/// It is fed by [`extend`](FrameReader::extend), or by a read straight into [`room`](FrameReader::room). One reader
+/// lives as long as its connection and uses one buffer again and again; what a big frame needed is given back.
+///
+/// ```
+/// use errback::wire::{FrameReader, MAX_FRAME};
+///
+/// let mut reader = FrameReader::new(MAX_FRAME);
+/// reader.extend(&[0, 0, 0, 2, 0x91]);
+/// assert_eq!(reader.next_frame()?, None);
+/// reader.extend(&[0x05, 0, 0]);
+/// assert_eq!(reader.next_frame()?, Some(&[0x91, 0x05][..]));
+/// assert!(!reader.is_empty()); // the beginning of another frame
+/// # Ok::<(), errback::wire::ProtocolError>(())
+/// ```
+#[derive(Debug)]
+pub struct FrameReader {
+    buffer: Vec<u8>,
+    /// Where the bytes that have not been handed out begin.
+    start: usize,
+    max_frame: usize,
+}
+
+impl FrameReader {
+    /// A reader that refuses frames of more than `max_frame` bytes.
+    pub fn new(max_frame: usize) -> FrameReader {
+        FrameReader {
+            buffer: Vec::new(),
+            start: 0,
+            max_frame,
+        }
+    }
+
+    /// Another limit, from the next header on.
+    pub fn set_max_frame(&mut self, max_frame: usize) {
+        self.max_frame = max_frame;
+    }
+
+    /// Takes bytes that have been read.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.tidy();
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The buffer, with room behind its end to read into. Bytes may only be appended.
+    ///
+    /// The room is what the frame that has begun still needs, but never more than what has come of it so far (and
+    /// 64 KiB at least): a length that is claimed and not sent costs nothing.
+    pub fn room(&mut self) -> &mut Vec<u8> {
+        self.tidy();
+        let there = self.buffer.len() - self.start;
+        let missing = self
+            .frame_length()
+            .map_or(0, |length| length.saturating_sub(there));
+        let room = missing.min(there).max(READ_ROOM);
+        if self.buffer.capacity() - self.buffer.len() < READ_ROOM / 2 {
+            self.buffer.reserve_exact(room);
+        }
+        &mut self.buffer
+    }
+
+    /// Whether a whole frame is there, so that [`next_frame`](FrameReader::next_frame) will give it.
+    ///
+    /// # Errors
+    /// As those of `next_frame`.
+    pub fn has_frame(&self) -> Result<bool, ProtocolError> {
+        match self.frame_length() {
+            Some(length) if length - HEADER > self.max_frame => Err(ProtocolError::new(format!(
+                "a frame of {} bytes is announced, and {} are the limit",
+                length - HEADER,
+                self.max_frame
+            ))),
+            Some(length) => Ok(self.buffer.len() - self.start >= length),
+            None => Ok(false),
+        }
+    }
+
+    /// The body of the next frame, once all of it is there.
+    ///
+    /// # Errors
+    /// The frame is announced to be longer than the limit. There is no way to go on from there: the connection is
+    /// broken, and every further call says so again.
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, ProtocolError> {
+        if !self.has_frame()? {
+            return Ok(None);
+        }
+        let Some(length) = self.frame_length() else {
+            return Ok(None);
+        };
+        let body = self.start + HEADER..self.start + length;
+        self.start += length;
+        Ok(Some(&self.buffer[body]))
+    }
+
+    /// Whether nothing is left of what has been read: an end of file here is a clean one.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.buffer.len()
+    }
+
+    /// The length of the frame that has begun, with its header.
+    fn frame_length(&self) -> Option<usize> {
+        let header = self.buffer[self.start..].first_chunk::<HEADER>()?;
+        Some((u32::from_be_bytes(*header) as usize).saturating_add(HEADER))
+    }
+
+    /// Makes room at the front, before more is appended.
+    fn tidy(&mut self) {
+        if self.is_empty() {
+            self.buffer.clear();
+            if self.buffer.capacity() > 2 * READ_ROOM {
+                self.buffer = Vec::new();
+            }
+        } else if self.start > 0 {
+            // The beginning of a frame that came with the end of the one before it: at most what one read brought.
+            self.buffer.drain(..self.start);
+        }
+        self.start = 0;
+    }
+}
+
+/// What one frame says.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Message<'a> {
+    /// `[0, id, task, args]`: run this.
+    Call {
+        /// The caller's number for this call, which its answer repeats.
+        id: u64,
+        /// The task's name.
+        task: &'a str,
+        /// The arguments, an array.
+        args: &'a [u8],
+    },
+    /// `[1, id, error, result]`: what came of a call.
+    Answer(Answer<'a>),
+    /// `[2, method, params]`: something that has no answer. An unknown one is ignored, so that later versions can add
+    /// some.
+    Notification {
+        /// What it is about.
+        method: &'a str,
+        /// An array.
+        params: &'a [u8],
+    },
+}
+
+impl<'a> Message<'a> {
+    /// Reads the body of one frame, all of it.
+    ///
+    /// ```
+    /// use errback::wire::Message;
+    ///
+    /// let ping = Message::parse(&[0x93, 2, 0xa4, b'p', b'i', b'n', b'g', 0x90])?;
+    /// assert!(matches!(ping, Message::Notification { method: "ping", .. }));
+    /// assert!(Message::parse(&[0x93, 9, 0, 0]).is_err());
+    /// # Ok::<(), errback::wire::ProtocolError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The bytes are not exactly one well-formed message.
+    pub fn parse(body: &'a [u8]) -> Result<Message<'a>, ProtocolError> {
+        let mut scanner = Scanner::new(body);
+        let length = scanner.array()?;
+        let kind = if length == 0 {
+            255
+        } else {
+            scanner.unsigned()?
+        };
+        let message = match (kind, length) {
+            (0, 4) => Message::Call {
+                id: scanner.unsigned()?,
+                task: scanner.text()?,
+                args: array_value(&mut scanner)?,
+            },
+            (1, 4) => Message::Answer(Answer {
+                id: scanner.unsigned()?,
+                outcome: outcome(&mut scanner)?,
+            }),
+            (2, 3) => Message::Notification {
+                method: scanner.text()?,
+                params: array_value(&mut scanner)?,
+            },
+            (kind, length) => {
+                return Err(ProtocolError::new(format!(
+                    "a message of kind {kind} with {length} elements"
+                )));
+            }
+        };
+        scanner.end()?;
+        Ok(message)
+    }
+}
+
+fn array_value<'a>(scanner: &mut Scanner<'a>) -> Result<&'a [u8], ProtocolError> {
+    // Only to see that it is one.
+    Scanner::new(scanner.rest()).array()?;
+    scanner.value()
+}
+
+fn outcome<'a>(scanner: &mut Scanner<'a>) -> Result<Outcome<'a>, ProtocolError> {
+    if scanner.nil() {
+        return Ok(Outcome::Value(scanner.value()?));
+    }
+    let error: RemoteErrorBody = decode_value(scanner.value()?).map_err(|e| {
+        ProtocolError::new(format!("an error that is not a map as it should be: {e}"))
+    })?;
+    if !scanner.nil() {
+        return Err(ProtocolError::new("an answer with an error and a result"));
+    }
+    Ok(Outcome::Error(error.bounded()))
+}
+
+/// The answer to a call.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    /// The id of the call.
+    pub id: u64,
+    /// What came of it.
+    pub outcome: Outcome<'a>,
+}
+
+impl<'a> Answer<'a> {
+    /// Reads the body of a frame that must be an answer.
+    ///
+    /// ```
+    /// use errback::wire::{Answer, Outcome};
+    ///
+    /// let answer = Answer::parse(&[0x94, 1, 7, 0xc0, 42])?;
+    /// assert_eq!(answer.id, 7);
+    /// assert!(matches!(answer.outcome, Outcome::Value([42])));
+    /// # Ok::<(), errback::wire::ProtocolError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The bytes are not exactly one well-formed message, or another one.
+    pub fn parse(body: &'a [u8]) -> Result<Answer<'a>, ProtocolError> {
+        match Message::parse(body)? {
+            Message::Answer(answer) => Ok(answer),
+            Message::Call { .. } => Err(ProtocolError::new("a call where an answer was due")),
+            Message::Notification { .. } => {
+                Err(ProtocolError::new("a notification where an answer was due"))
+            }
+        }
+    }
+}
+
+/// A value or an error.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// The result, one MessagePack value that has been found well-formed; [`decode_value`] makes it a Rust one.
+    Value(&'a [u8]),
+    /// Why there is none.
+    Error(RemoteErrorBody),
+}
+
+/// The host's first message: `[2, "hello", [{…}]]`, with a descriptor attached.
+///
+/// Members that a reader does not know are ignored, those that are missing have their default.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostHello {
+    /// The version that the host speaks.
+    pub protocol: u32,
+    /// The longest frame, in bytes, that either side may send from now on.
+    pub max_frame: u64,
+    /// A limit of the worker's address space in bytes, which it sets for itself.
+    pub memory_limit: Option<u64>,
+}
+
+impl Default for HostHello {
+    fn default() -> HostHello {
+        HostHello {
+            protocol: PROTOCOL,
+            max_frame: MAX_FRAME as u64,
+            memory_limit: None,
+        }
+    }
+}
+
+impl HostHello {
+    /// The frame to send.
+    pub fn encode(&self) -> Vec<u8> {
+        encode_notification("hello", &(self,), MAX_FRAME).expect("numbers can be encoded")
+    }
+
+    /// Reads the parameters of a notification "hello".
+    ///
+    /// # Errors
+    /// They are not an array of one such map.
+    pub fn parse(params: &[u8]) -> Result<HostHello, ProtocolError> {
+        parse_hello(params)
+    }
+}
+
+/// The worker's first message: `[2, "hello", [{…}]]`. The host may send calls once it has come.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerHello {
+    /// The version that the worker speaks.
+    pub protocol: u32,
+    /// Its process id, as itself sees it.
+    pub pid: u32,
+    /// What its tasks are written in: "rust", "python".
+    pub language: String,
+    /// The version of the library that it runs on.
+    pub version: String,
+    /// Which build of the program it is; two processes of one build send the same.
+    pub build: String,
+    /// How many tasks it knows.
+    pub tasks: u64,
+}
+
+impl WorkerHello {
+    /// The frame to send.
+    ///
+    /// # Panics
+    /// When a string has more than half a gigabyte.
+    pub fn encode(&self) -> Vec<u8> {
+        encode_notification("hello", &(self,), MAX_FRAME)
+            .expect("numbers and short strings can be encoded")
+    }
+
+    /// Reads the parameters of a notification "hello".
+    ///
+    /// # Errors
+    /// They are not an array of one such map.
+    pub fn parse(params: &[u8]) -> Result<WorkerHello, ProtocolError> {
+        parse_hello(params)
+    }
+}
+
+fn parse_hello<T: DeserializeOwned + 'static>(params: &[u8]) -> Result<T, ProtocolError> {
+    let (hello,) = decode_value::<(T,)>(params)
+        .map_err(|e| ProtocolError::new(format!("a bad hello: {e}")))?;
+    Ok(hello)
+}
+
+/// How a call failed, as it travels.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RemoteErrorBody {
+    /// At which step.
+    pub kind: ErrorKind,
+    /// The error's type, by its full name in the worker's language.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// What it says of itself.
+    pub message: String,
+    /// What its causes say, the nearest first, without the error itself.
+    pub chain: Vec<String>,
+    /// Where it came about, when that was recorded (`RUST_BACKTRACE=1` in a Rust worker).
+    pub backtrace: Option<String>,
+    /// The place of a panic: file, line, column.
+    pub location: Option<String>,
+    /// The error itself as one MessagePack value, when it can be encoded.
+    #[serde(with = "optional_bytes")]
+    pub value: Option<Vec<u8>>,
+}
+
+impl RemoteErrorBody {
+    /// An error with a type's name and a message, and nothing else.
+    pub fn new(
+        kind: ErrorKind,
+        type_name: impl Into<String>,
+        message: impl Into<String>,
+    ) -> RemoteErrorBody {
+        RemoteErrorBody {
+            kind,
+            type_name: type_name.into(),
+            message: message.into(),
+            ..RemoteErrorBody::default()
+        }
+    }
+
+    /// The same with its texts cut to what may travel.
+    fn bounded(self) -> RemoteErrorBody {
+        let text = |text: String| cut(text, MAX_ERROR_TEXT);
+        RemoteErrorBody {
+            type_name: text(self.type_name),
+            message: text(self.message),
+            chain: self.chain.into_iter().take(MAX_CHAIN).map(text).collect(),
+            backtrace: self.backtrace.map(text),
+            location: self.location.map(text),
+            ..self
+        }
+    }
+}
+
+/// A text of `most` bytes at the most: what is longer ends in a mark that says so.
+fn cut(mut text: String, most: usize) -> String {
+    const MARK: &str = " [… cut here]";
+    if text.len() > most {
+        let mut end = most - MARK.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(MARK);
+    }
+    text
+}
+
+/// At which step a call failed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The task panicked.
+    Panic,
+    /// The worker has no task of this name.
+    UnknownTask,
+    /// The arguments are not what the task takes.
+    DecodeArgs,
+    /// The result cannot be encoded.
+    EncodeResult,
+    /// The task returned an error (raised an exception); and whatever a later version may add.
+    #[default]
+    #[serde(other)]
+    Error,
+}
+
+/// An optional byte string: binary when it is there.
+mod optional_bytes {
+    use std::fmt;
+
+    use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(bytes) => serializer.serialize_bytes(bytes),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
+        deserializer.deserialize_any(Bytes)
+    }
+
+    struct Bytes;
+
+    impl<'de> Visitor<'de> for Bytes {
+        type Value = Option<Vec<u8>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a byte string or nil")
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+            Ok(Some(bytes.to_vec()))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut bytes: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(byte) = bytes.next_element()? {
+                all.push(byte);
+            }
+            Ok(Some(all))
+        }
+    }
+}
+
+/// A value cannot be encoded, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// It needs more bytes than a frame may have.
+    TooLarge {
+        /// What it had come to when it was given up.
+        at_least: usize,
+        /// What a frame may have.
+        limit: usize,
+    },
+    /// It nests deeper than [`MAX_DEPTH`].
+    TooDeep,
+    /// Its `Serialize` says no, or it is a value that MessagePack would change.
+    Refused(String),
+    /// Its `Serialize` panicked.
+    Panicked(String),
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EncodeError::TooLarge { at_least, limit } => {
+                write!(
+                    f,
+                    "it needs {at_least} bytes or more, and a frame may have {limit}"
+                )
+            }
+            EncodeError::TooDeep => write!(f, "it nests deeper than {MAX_DEPTH}"),
+            EncodeError::Refused(why) => f.write_str(why),
+            EncodeError::Panicked(text) => write!(f, "its Serialize panicked: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for EncodeError {}
+
+/// Bytes are not the value that they should be, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DecodeError {
+    message: String,
+}
+
+impl DecodeError {
+    /// An error that says `message`.
+    pub fn new(message: impl Into<String>) -> DecodeError {
+        DecodeError {
+            message: message.into(),
+        }
+    }
+
+    fn from_serde(error: rmp_serde::decode::Error) -> DecodeError {
+        let mut message = error.to_string();
+        // The one surprise of byte strings: serde buffers these types without knowing what they hold.
+        if message.contains("byte array, expected a sequence") {
+            message.push_str(
+                " (inside an untagged, internally tagged or flattened type, a Vec<u8> needs #[serde(with = \"serde_bytes\")])",
+            );
+        }
+        DecodeError { message }
+    }
+
+    /// The same error with the place in front.
+    pub(crate) fn at(self, place: fmt::Arguments<'_>) -> DecodeError {
+        DecodeError {
+            message: format!("{place}: {}", self.message),
+        }
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+/// The other side does not speak the protocol. The connection is of no more use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProtocolError {
+    message: String,
+}
+
+impl ProtocolError {
+    /// An error that says `message`.
+    pub fn new(message: impl Into<String>) -> ProtocolError {
+        ProtocolError {
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ProtocolError {}

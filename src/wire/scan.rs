@@ -1,0 +1,187 @@
+//! Walks over MessagePack without making anything of it: what a frame claims is checked before any of it is used.
+//!
+//! A value is well-formed when every length it claims is there, no marker is the reserved one, and nothing nests
+//! deeper than [`MAX_DEPTH`](super::MAX_DEPTH). The walk keeps counters and no buffer, so hostile bytes cost time in
+//! proportion to their number and no memory at all.
+
+use super::{MAX_DEPTH, ProtocolError};
+
+/// A place in a frame's body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scanner<'a> {
+    rest: &'a [u8],
+}
+
+/// What one marker announces.
+enum Head {
+    /// So many bytes that belong to the value.
+    Bytes(usize),
+    /// So many values that belong to it.
+    Values(u64),
+}
+
+impl<'a> Scanner<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Scanner<'a> {
+        Scanner { rest: bytes }
+    }
+
+    /// What has not been read.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The bytes of the next value.
+    pub(crate) fn value(&mut self) -> Result<&'a [u8], ProtocolError> {
+        let start = self.rest;
+        // How many values each open array or map still needs, the innermost last.
+        let mut open = [0u64; MAX_DEPTH];
+        let mut depth = 0;
+        loop {
+            match self.head()? {
+                Head::Bytes(length) => {
+                    self.take(length)?;
+                }
+                Head::Values(0) => {}
+                Head::Values(values) => {
+                    if depth == MAX_DEPTH {
+                        return Err(ProtocolError::new(format!(
+                            "nested deeper than {MAX_DEPTH}"
+                        )));
+                    }
+                    open[depth] = values;
+                    depth += 1;
+                    continue;
+                }
+            }
+            loop {
+                if depth == 0 {
+                    return Ok(&start[..start.len() - self.rest.len()]);
+                }
+                open[depth - 1] -= 1;
+                if open[depth - 1] > 0 {
+                    break;
+                }
+                depth -= 1;
+            }
+        }
+    }
+
+    /// The length of an array.
+    pub(crate) fn array(&mut self) -> Result<usize, ProtocolError> {
+        match self.byte()? {
+            marker @ 0x90..=0x9f => Ok(usize::from(marker & 0x0f)),
+            0xdc => self.length::<2>(),
+            0xdd => self.length::<4>(),
+            marker => Err(unexpected("an array", marker)),
+        }
+    }
+
+    /// A string.
+    pub(crate) fn text(&mut self) -> Result<&'a str, ProtocolError> {
+        let length = match self.byte()? {
+            marker @ 0xa0..=0xbf => usize::from(marker & 0x1f),
+            0xd9 => self.length::<1>()?,
+            0xda => self.length::<2>()?,
+            0xdb => self.length::<4>()?,
+            marker => return Err(unexpected("a string", marker)),
+        };
+        let bytes = self.take(length)?;
+        str::from_utf8(bytes).map_err(|_| ProtocolError::new("a name that is not UTF-8"))
+    }
+
+    /// An integer that is not negative.
+    pub(crate) fn unsigned(&mut self) -> Result<u64, ProtocolError> {
+        match self.byte()? {
+            marker @ 0x00..=0x7f => Ok(marker.into()),
+            0xcc => self.length::<1>().map(|n| n as u64),
+            0xcd => self.length::<2>().map(|n| n as u64),
+            0xce => self.length::<4>().map(|n| n as u64),
+            0xcf => {
+                let mut wide = [0; 8];
+                wide.copy_from_slice(self.take(8)?);
+                Ok(u64::from_be_bytes(wide))
+            }
+            marker => Err(unexpected("an unsigned integer", marker)),
+        }
+    }
+
+    /// Takes a nil, if that is what comes next.
+    pub(crate) fn nil(&mut self) -> bool {
+        match self.rest {
+            [0xc0, rest @ ..] => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Nothing may follow.
+    pub(crate) fn end(&self) -> Result<(), ProtocolError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            extra => Err(ProtocolError::new(format!(
+                "{extra} bytes after the message in one frame"
+            ))),
+        }
+    }
+
+    fn head(&mut self) -> Result<Head, ProtocolError> {
+        Ok(match self.byte()? {
+            0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => Head::Bytes(0),
+            marker @ 0x80..=0x8f => Head::Values(2 * u64::from(marker & 0x0f)),
+            marker @ 0x90..=0x9f => Head::Values(u64::from(marker & 0x0f)),
+            marker @ 0xa0..=0xbf => Head::Bytes(usize::from(marker & 0x1f)),
+            0xc1 => {
+                return Err(ProtocolError::new(
+                    "the marker c1, which MessagePack does not use",
+                ));
+            }
+            0xc4 | 0xd9 => Head::Bytes(self.length::<1>()?),
+            0xc5 | 0xda => Head::Bytes(self.length::<2>()?),
+            0xc6 | 0xdb => Head::Bytes(self.length::<4>()?),
+            // Extension types: one byte of type, then the data.
+            0xc7 => Head::Bytes(self.length::<1>()?.saturating_add(1)),
+            0xc8 => Head::Bytes(self.length::<2>()?.saturating_add(1)),
+            0xc9 => Head::Bytes(self.length::<4>()?.saturating_add(1)),
+            marker @ 0xd4..=0xd8 => Head::Bytes(1 + (1 << (marker - 0xd4))),
+            0xcc | 0xd0 => Head::Bytes(1),
+            0xcd | 0xd1 => Head::Bytes(2),
+            0xca | 0xce | 0xd2 => Head::Bytes(4),
+            0xcb | 0xcf | 0xd3 => Head::Bytes(8),
+            0xdc => Head::Values(self.length::<2>()? as u64),
+            0xdd => Head::Values(self.length::<4>()? as u64),
+            0xde => Head::Values(2 * self.length::<2>()? as u64),
+            0xdf => Head::Values(2 * self.length::<4>()? as u64),
+        })
+    }
+
+    fn byte(&mut self) -> Result<u8, ProtocolError> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// A big-endian number of `N` bytes, four at the most.
+    fn length<const N: usize>(&mut self) -> Result<usize, ProtocolError> {
+        let bytes = self.take(N)?;
+        Ok(bytes
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], ProtocolError> {
+        let Some((taken, rest)) = self.rest.split_at_checked(length) else {
+            let there = self.rest.len();
+            return Err(ProtocolError::new(format!(
+                "a length of {length} where {there} bytes are left"
+            )));
+        };
+        self.rest = rest;
+        Ok(taken)
+    }
+}
+
+fn unexpected(wanted: &str, marker: u8) -> ProtocolError {
+    ProtocolError::new(format!(
+        "{wanted} was due, and the marker {marker:02x} came"
+    ))
+}
