@@ -37,14 +37,19 @@ struct Inner {
     calls: RefCell<Calls>,
 }
 
+/// When a call is due, and its turn among those due at the same time.
+type Due = (Duration, u64);
+
+type Call = Box<dyn FnOnce()>;
+
 #[derive(Default)]
 struct Calls {
     next_id: u64,
     next_order: u64,
     /// By time due, then by when it was asked for that time.
-    queue: BTreeMap<(Duration, u64), (u64, Box<dyn FnOnce()>)>,
+    queue: BTreeMap<Due, (u64, Call)>,
     /// Where an id stands in the queue, or how it ended.
-    states: HashMap<u64, Result<(Duration, u64), NotActive>>,
+    states: HashMap<u64, Result<Due, NotActive>>,
 }
 
 impl Clock {
@@ -81,7 +86,7 @@ impl Clock {
 }
 
 impl Inner {
-    fn next_due(&self) -> Option<Box<dyn FnOnce()>> {
+    fn next_due(&self) -> Option<Call> {
         let mut calls = self.calls.borrow_mut();
         let first = calls.queue.first_entry()?;
         if first.key().0 > self.now.get() {
@@ -107,7 +112,7 @@ impl Inner {
 }
 
 impl Calls {
-    fn state(&self, id: u64) -> Result<(Duration, u64), NotActive> {
+    fn state(&self, id: u64) -> Result<Due, NotActive> {
         self.states
             .get(&id)
             .copied()

@@ -43,7 +43,6 @@ use crate::{AlreadyCalledError, Failure, contain};
 ///
 /// Dropping a Deferred cancels nothing: its callbacks run all the same when it fires. When its last result is a failure, that
 /// is reported (see [`observe_unhandled`](crate::observe_unhandled)).
-#[must_use = "without a last errback a failure of this Deferred will only be reported as unhandled"]
 pub struct Deferred<T> {
     pub(crate) node: NodeRef,
     pub(crate) _result: PhantomData<fn() -> T>,
@@ -198,7 +197,7 @@ impl<T: 'static> Deferred<T> {
     #[track_caller]
     pub fn log_failure(self) {
         let made_at = self.node.made_at();
-        let _ = self.add::<(), _>(OnBoth(
+        self.add::<(), _>(OnBoth(
             move |result: Result<T, Failure>| {
                 if let Err(failure) = result {
                     crate::unhandled::report(failure, made_at);
@@ -841,6 +840,11 @@ pub struct Pause {
 }
 
 impl Pause {
+    pub(crate) fn of(node: &NodeRef) -> Pause {
+        node.pause();
+        Pause { node: node.clone() }
+    }
+
     /// Lets the callbacks run; the same as dropping the token.
     pub fn unpause(self) {}
 }

@@ -5,7 +5,9 @@
 //! boxed closures: a loop is chosen at run time, and what it is asked to do is rare beside what a Deferred does.
 //! Twisted's `IReactorTime`, `IReactorFromThreads` and `IReactorCore` are the models.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +35,7 @@ pub trait ReactorFromThreads: Send + Sync {
 /// A loop with an end, and things to do before it ends.
 pub trait ReactorCore: ReactorTime {
     /// The handle by which other threads reach this loop.
+    #[allow(clippy::wrong_self_convention)] // not a conversion: it is the loop as seen from threads
     fn from_threads(&self) -> Arc<dyn ReactorFromThreads>;
 
     /// Runs `trigger` when the loop starts or shuts down. In the [`Phase::Before`] phase of a shutdown the loop waits
@@ -46,6 +49,45 @@ pub trait ReactorCore: ReactorTime {
 
     /// Takes a trigger back. Returns whether it was still there.
     fn remove_system_event_trigger(&self, id: TriggerId) -> bool;
+}
+
+thread_local! {
+    static CURRENT: RefCell<Vec<(u64, Arc<dyn ReactorFromThreads>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// For those who write event loops: makes `event_loop` the one that runs on this thread, until the guard is dropped.
+///
+/// Coroutines that await something else than Deferreds are woken through it (see
+/// [`ensure_deferred`](crate::ensure_deferred)).
+#[must_use = "the loop is known only as long as this guard lives"]
+pub fn enter_loop(event_loop: Arc<dyn ReactorFromThreads>) -> EnteredLoop {
+    let id = CURRENT.with_borrow_mut(|current| {
+        let id = current.last().map_or(0, |(id, _)| id + 1);
+        current.push((id, event_loop));
+        id
+    });
+    EnteredLoop {
+        id,
+        _this_thread: PhantomData,
+    }
+}
+
+/// The event loop that runs on this thread, if one has said so.
+pub fn current_loop() -> Option<Arc<dyn ReactorFromThreads>> {
+    CURRENT.with_borrow(|current| current.last().map(|(_, event_loop)| event_loop.clone()))
+}
+
+/// As long as it lives, this thread has an event loop; see [`enter_loop`].
+#[derive(Debug)]
+pub struct EnteredLoop {
+    id: u64,
+    _this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for EnteredLoop {
+    fn drop(&mut self) {
+        let _ = CURRENT.try_with(|current| current.borrow_mut().retain(|(id, _)| *id != self.id));
+    }
 }
 
 /// When a trigger runs, relative to its event.

@@ -95,7 +95,7 @@ impl<T: 'static> DeferredList<T> {
         });
         for (index, d) in self.deferreds.into_iter().enumerate() {
             let list = list.clone();
-            let _ = d.add_both(move |result| list.add(index, result));
+            d.add_both(move |result| list.add(index, result));
         }
     }
 
@@ -172,6 +172,60 @@ pub fn gather_results<T: 'static>(
         .add_callback(|results| results.into_iter().collect::<Result<Vec<T>, Failure>>())
 }
 
+/// Waits for Deferreds of different types and fires with the tuple of their values, or fails with the first failure.
+///
+/// As [`gather_results`], for up to eight.
+///
+/// ```
+/// use errback_deferred::{gather_tuple, succeed};
+/// gather_tuple((succeed(1), succeed("two"))).add_callback(|(n, s)| assert_eq!((n, s), (1, "two")));
+/// ```
+#[track_caller]
+pub fn gather_tuple<G: GatherTuple>(deferreds: G) -> Deferred<G::Values> {
+    deferreds.gather()
+}
+
+/// A tuple of Deferreds; see [`gather_tuple`].
+pub trait GatherTuple {
+    /// The tuple of their values.
+    type Values: 'static;
+
+    /// Waits for all of them.
+    #[track_caller]
+    fn gather(self) -> Deferred<Self::Values>;
+}
+
+macro_rules! gather_tuples {
+    ($(($($T:ident $n:tt)+))+) => { $(
+        impl<$($T: 'static),+> GatherTuple for ($(Deferred<$T>,)+) {
+            type Values = ($($T,)+);
+
+            #[track_caller]
+            fn gather(self) -> Deferred<Self::Values> {
+                // Each value goes to a place of its own; the list only counts, fails and cancels.
+                let places = Rc::new(($(Cell::new(None::<$T>),)+));
+                let counted = [$({
+                    let places = places.clone();
+                    self.$n.add_callback(move |value| places.$n.set(Some(value)))
+                }),+];
+                gather_results(counted)
+                    .add_callback(move |_| Ok(($(places.$n.take().expect("each of the list had a value"),)+)))
+            }
+        }
+    )+ };
+}
+
+gather_tuples! {
+    (A 0)
+    (A 0 B 1)
+    (A 0 B 1 C 2)
+    (A 0 B 1 C 2 D 3)
+    (A 0 B 1 C 2 D 3 E 4)
+    (A 0 B 1 C 2 D 3 E 4 F 5)
+    (A 0 B 1 C 2 D 3 E 4 F 5 G 6)
+    (A 0 B 1 C 2 D 3 E 4 F 5 G 6 H 7)
+}
+
 /// Fires with the first value and its place, and cancels the others; fails with a [`FailureGroup`] when all fail.
 ///
 /// Without any Deferred it fails with [`EmptyList`]. Cancelling cancels them all.
@@ -202,7 +256,7 @@ pub fn race<T: 'static>(deferreds: impl IntoIterator<Item = Deferred<T>>) -> Def
     });
     for (index, d) in deferreds.into_iter().enumerate() {
         let (value, failure) = (race.clone(), race.clone());
-        let _ = d.add_callbacks(
+        d.add_callbacks(
             move |v| value.succeeded(index, v),
             move |f| failure.failed(index, f),
         );

@@ -19,18 +19,37 @@
 //! This crate has no event loop, no thread, no input or output and no clock of its own: [`event_loop`] says what it asks of
 //! a loop, and `errback-reactor` is one.
 
-mod clock; // a loop's time, turned by hand
-mod debug;
-mod deferred; // the two ends, with their types
-pub mod event_loop; // what a loop offers
-mod failure; // what errbacks are given
-mod gather; // many Deferreds, one result
-mod node; // what happens when: the loop that runs the callbacks
-mod panics; // panics turned into failures
-mod remote;
+// In reading order. The two ends, with their types:
+mod deferred;
+
+// what happens when: the loop that runs the callbacks;
+mod node;
+
+// where results and callbacks lie, the one module with `unsafe`;
 #[allow(unsafe_code)]
-mod store; // where results and callbacks lie; the one module with `unsafe`
-mod unhandled; // who is told of what nobody handled // the firing end for other threads
+mod store;
+
+// what errbacks are given, panics among it, and who is told of what nobody handled;
+mod debug;
+mod failure;
+mod panics;
+mod unhandled;
+
+// many Deferreds with one result, and one Deferred for many who wait;
+mod gather;
+mod observable;
+mod shield;
+
+// await and coroutines;
+mod future;
+
+// what a loop offers, its time turned by hand, and the firing end for other threads;
+mod clock;
+pub mod event_loop;
+mod remote;
+
+// and help for tests.
+pub mod testing;
 
 pub use clock::Clock;
 pub use debug::{debugging, set_debugging};
@@ -39,16 +58,19 @@ pub use deferred::{
     State, execute, fail, maybe_deferred, succeed,
 };
 pub use event_loop::{
-    DelayedCall, DelayedCalls, LoopGone, NotActive, Phase, ReactorCore, ReactorFromThreads,
-    ReactorTime, SystemEvent, TriggerId,
+    DelayedCall, DelayedCalls, EnteredLoop, LoopGone, NotActive, Phase, ReactorCore,
+    ReactorFromThreads, ReactorTime, SystemEvent, TriggerId, current_loop, enter_loop,
 };
 pub use failure::{
     AlreadyCalledError, CancelledError, Failure, PanicError, ResolverDropped, ResultTaken,
     ReturnedItself, TimeoutError,
 };
+pub use future::{NoEventLoop, SendFuture, ensure_deferred, ensure_deferred_on, from_future};
 pub use gather::{
-    DeferredList, EmptyList, FailureGroup, FirstError, ListResult, gather_results, race,
+    DeferredList, EmptyList, FailureGroup, FirstError, GatherTuple, ListResult, gather_results,
+    gather_tuple, race,
 };
+pub use observable::ObservableDeferred;
 pub use panics::contain;
 pub use remote::{RemoteResolver, RemoteResolverDropped};
 pub use unhandled::{ObserverGuard, Unhandled, log_err, observe_unhandled};

@@ -360,6 +360,18 @@ impl Node {
         weak
     }
 
+    /// Takes the final result for one who awaits it, who may be in the level that tells him; `None` while there is none.
+    pub(crate) fn poll_result<T: 'static>(&self) -> Option<Result<T, Failure>> {
+        if !self.fired() || self.paused() || !self.levels.is_empty() {
+            return None;
+        }
+        match (self.has(RUNNING), self.kind.get()) {
+            (_, Kind::Waiting) => None,
+            (true, Kind::Empty) => None,
+            _ => Some(self.take_result()),
+        }
+    }
+
     /// A look at the result of a Deferred whose levels have all run.
     pub(crate) fn look<T: 'static, R>(
         &self,

@@ -23,7 +23,7 @@ struct Parked {
     free: Vec<usize>,
 }
 
-fn park(it: Box<dyn Any>) -> usize {
+pub(crate) fn park(it: Box<dyn Any>) -> usize {
     PARKED.with_borrow_mut(|parked| match parked.free.pop() {
         Some(place) => {
             parked.places[place] = Some(it);
@@ -36,13 +36,22 @@ fn park(it: Box<dyn Any>) -> usize {
     })
 }
 
-fn unpark<T: 'static>(place: usize) -> Option<T> {
-    let it = PARKED.with_borrow_mut(|parked| {
-        let it = parked.places[place].take();
+pub(crate) fn unpark<T: 'static>(place: usize) -> Option<T> {
+    // The table is gone when the thread ends, and what lay in it with it.
+    let it = PARKED.try_with(|parked| {
+        let mut parked = parked.borrow_mut();
         parked.free.push(place);
-        it
+        parked.places[place].take()
     });
-    it.and_then(|it| it.downcast().ok()).map(|it| *it)
+    it.ok()
+        .flatten()
+        .and_then(|it| it.downcast().ok())
+        .map(|it| *it)
+}
+
+/// Looks at what lies at `place`.
+pub(crate) fn with_parked<T: 'static, R>(place: usize, look: impl FnOnce(&T) -> R) -> Option<R> {
+    PARKED.with_borrow(|parked| parked.places.get(place)?.as_ref()?.downcast_ref().map(look))
 }
 
 /// Fires a Deferred from any thread. It is consumed by firing; dropped unfired, it fails its Deferred.

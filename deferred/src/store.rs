@@ -145,7 +145,8 @@ pub(crate) trait Entry<C>: 'static {
 /// words and one more. Pushing is allowed while an entry of the same queue runs.
 pub(crate) struct Levels<C: 'static, O: 'static> {
     inner: UnsafeCell<Inner>,
-    _entries: PhantomData<(fn(&C) -> O, *mut ())>,
+    /// Entries may own things that are neither `Send` nor `Sync`.
+    _entries: PhantomData<(*mut C, *mut O)>,
 }
 
 /// Words in the queue itself: an entry of one word. It decides the size of an idle Deferred (a million of them wait in
