@@ -13,14 +13,14 @@ use std::ops::Deref;
 use std::panic::Location;
 use std::rc::{Rc, Weak};
 
-use crate::store::{Entry, Erased, Levels, TakeCell};
+use crate::store::{Entry, Erased, Levels, Slot, TakeCell};
 use crate::unhandled;
 use crate::{CancelledError, Failure, ResolverDropped, ResultTaken, ReturnedItself, contain};
 
 /// What is kept for every Deferred; 88 bytes and the two counts of its `Rc`.
 pub(crate) struct Node {
     /// The current result, if `kind` says that there is one; of the type of the next level's input.
-    slot: Cell<Option<Erased>>,
+    slot: Slot,
     levels: Levels<NodeRef, Step>,
     /// The Deferred that waits for this one, because a callback of it returned this one. It comes after all levels:
     /// whoever returned this Deferred gave its handle away, so nothing can be added any more.
@@ -111,7 +111,7 @@ impl NodeRef {
     #[track_caller]
     pub(crate) fn new() -> Self {
         let node = NodeRef(Some(Rc::new(Node {
-            slot: Cell::new(None),
+            slot: Slot::empty(),
             levels: Levels::new(),
             waiter: Cell::new(None),
             extra: TakeCell::new(None),
@@ -130,6 +130,7 @@ impl NodeRef {
         node
     }
 
+    #[inline]
     fn rc(&self) -> &Rc<Node> {
         self.0
             .as_ref()
@@ -272,22 +273,27 @@ impl Drop for Node {
 // ---------------------------------------------------------------- state
 
 impl Node {
+    #[inline]
     fn has(&self, flag: u8) -> bool {
         self.flags.get() & flag != 0
     }
 
+    #[inline]
     fn set(&self, flag: u8) {
         self.flags.set(self.flags.get() | flag);
     }
 
+    #[inline]
     fn clear(&self, flag: u8) {
         self.flags.set(self.flags.get() & !flag);
     }
 
+    #[inline]
     pub(crate) fn fired(&self) -> bool {
         self.has(FIRED)
     }
 
+    #[inline]
     pub(crate) fn paused(&self) -> bool {
         self.pauses.get() > 0
     }
@@ -309,17 +315,27 @@ impl Node {
     #[inline]
     pub(crate) fn put(&self, kind: Kind, result: Erased) {
         self.kind.set(kind);
-        self.slot.set(Some(result));
+        self.slot.put_erased(result);
     }
 
     #[inline]
     pub(crate) fn put_result<T: 'static>(&self, result: Result<T, Failure>) {
         match result {
-            Ok(value) => self.put(Kind::Value, Erased::new(value)),
-            Err(failure) => self.put(Kind::Failure, Erased::new(failure)),
+            Ok(value) => {
+                self.kind.set(Kind::Value);
+                self.slot.put(value);
+            }
+            Err(failure) => self.put_failure(failure),
         }
     }
 
+    #[inline]
+    pub(crate) fn put_failure(&self, failure: Failure) {
+        self.kind.set(Kind::Failure);
+        self.slot.put(failure);
+    }
+
+    #[inline]
     fn take(&self) -> Option<(Kind, Erased)> {
         let kind = self.kind.replace(Kind::Empty);
         self.slot.take().map(|result| (kind, result))
@@ -328,10 +344,11 @@ impl Node {
     /// The result, for a level whose input is a `T`.
     #[inline]
     pub(crate) fn take_result<T: 'static>(&self) -> Result<T, Failure> {
-        match self.take() {
-            Some((Kind::Value, value)) => Ok(expect(value)),
-            Some((Kind::Failure, failure)) => Err(expect(failure)),
-            _ => Err(ResultTaken.into()),
+        let typed = "the slot holds the type of the next level's input";
+        match self.kind.replace(Kind::Empty) {
+            Kind::Value => Ok(self.slot.take_as().expect(typed)),
+            Kind::Failure => Err(self.slot.take_as().expect(typed)),
+            Kind::Empty | Kind::Waiting => Err(ResultTaken.into()),
         }
     }
 
@@ -356,7 +373,8 @@ impl Node {
         let weak = slot
             .as_ref()
             .and_then(|w| w.downcast_ref::<Weak<Node>>().cloned());
-        self.slot.set(slot);
+        slot.into_iter()
+            .for_each(|value| self.slot.put_erased(value));
         weak
     }
 
@@ -385,15 +403,9 @@ impl Node {
                 .map(|failure| look(Err(failure))),
             _ => None,
         };
-        self.slot.set(slot);
+        slot.into_iter()
+            .for_each(|value| self.slot.put_erased(value));
         answer
-    }
-}
-
-fn expect<T: 'static>(value: Erased) -> T {
-    match value.downcast() {
-        Ok(value) => value,
-        Err(_) => unreachable!("the slot holds the type of the next level's input"),
     }
 }
 
@@ -421,6 +433,7 @@ impl NodeRef {
         self.extra(|extra| extra.visible = Some(copy));
     }
 
+    #[inline]
     fn watched(&self) -> bool {
         self.has(WATCHED)
     }
@@ -450,7 +463,8 @@ impl NodeRef {
                 (kind, Some(value)) => copy(value).map(|v| (kind, v)),
                 _ => None,
             };
-            self.slot.set(slot);
+            slot.into_iter()
+                .for_each(|value| self.slot.put_erased(value));
         });
     }
 
@@ -491,6 +505,7 @@ impl NodeRef {
 
     /// Gives the Deferred its result. `Ok(true)`: its levels are now to be run; `Ok(false)`: the result was swallowed.
     #[track_caller]
+    #[inline]
     pub(crate) fn accept(&self, kind: Kind, result: Erased) -> Result<bool, Erased> {
         if self.has(FIRED) {
             if !self.has(SUPPRESS) {
@@ -513,6 +528,7 @@ impl NodeRef {
     }
 
     /// The end of a resolver that did not fire.
+    #[inline]
     pub(crate) fn abandon(self) {
         if !self.has(FIRED) {
             bury(Last::Resolver(self.into_rc()));
@@ -642,16 +658,17 @@ impl NodeRef {
             match contain(|| self.run_levels()) {
                 Ok(advance) => return advance,
                 Err(panic) => {
-                    self.put(Kind::Failure, Erased::new(Failure::from(panic)));
+                    self.put_failure(panic.into());
                     self.level_ended();
                 }
             }
         }
     }
 
+    #[inline]
     fn run_levels(&self) -> Advance {
-        while !self.levels.is_empty() {
-            match self.run_level() {
+        while let Some(step) = self.run_level() {
+            match step {
                 Step::Done => self.level_ended(),
                 Step::Wait(inner) => {
                     self.level_ended();
@@ -670,16 +687,22 @@ impl NodeRef {
         self.finish()
     }
 
-    fn run_level(&self) -> Step {
-        if self.watched() {
+    #[inline]
+    fn run_level(&self) -> Option<Step> {
+        if self.watched() && !self.levels.is_empty() {
             self.note_visible();
         }
         let failed = if self.failed() { RUNNING_FAILED } else { 0 };
-        self.flags
-            .set(self.flags.get() & !RUNNING_FAILED | RUNNING | failed);
-        self.levels.run_next(self).expect("there is a level to run")
+        let idle = self.flags.get() & !RUNNING_FAILED & !RUNNING;
+        self.flags.set(idle | RUNNING | failed);
+        let step = self.levels.run_next(self);
+        if step.is_none() {
+            self.flags.set(idle);
+        }
+        step
     }
 
+    #[inline]
     fn level_ended(&self) {
         self.clear(RUNNING);
         if self.watched() {
@@ -699,7 +722,7 @@ impl NodeRef {
     /// Takes the result of `inner`, which a level returned, or waits for it. Returns whether the result is here.
     fn adopt(&self, inner: NodeRef) -> bool {
         if Rc::ptr_eq(self.rc(), inner.rc()) {
-            self.put(Kind::Failure, Erased::new(Failure::from(ReturnedItself)));
+            self.put_failure(ReturnedItself.into());
             return true;
         }
         if inner.idle() {

@@ -131,6 +131,57 @@ impl Drop for Erased {
     }
 }
 
+/// A place for one value of any type. Nothing foreign runs while it is touched, but a value that is replaced.
+pub(crate) struct Slot {
+    value: UnsafeCell<Option<Erased>>,
+}
+
+impl Slot {
+    pub(crate) const fn empty() -> Self {
+        Slot {
+            value: UnsafeCell::new(None),
+        }
+    }
+
+    /// Puts a value there; what was there is dropped afterwards.
+    #[inline]
+    pub(crate) fn put<T: 'static>(&self, value: T) {
+        self.put_erased(Erased::new(value));
+    }
+
+    #[inline]
+    pub(crate) fn put_erased(&self, value: Erased) {
+        // SAFETY: a short look, as in `take`; the old value is dropped when the reference is gone.
+        let before = unsafe { &mut *self.value.get() }.replace(value);
+        drop(before);
+    }
+
+    #[inline]
+    pub(crate) fn take(&self) -> Option<Erased> {
+        // SAFETY: no reference to the inside outlives a method of `Slot`, and none of them is on the stack above us,
+        // because they run no foreign code.
+        unsafe { &mut *self.value.get() }.take()
+    }
+
+    /// Takes the value, which must be a `T`; `None` when there is no value or another.
+    ///
+    /// The same as `take` and `downcast`, without moving the value twice: this is the hot path of a chain.
+    #[inline]
+    pub(crate) fn take_as<T: 'static>(&self) -> Option<T> {
+        let place = self.value.get();
+        // SAFETY: as in `take`. The value is read as what it was made from (promise 1), and then forgotten, not dropped.
+        unsafe {
+            let erased = (*place).as_ref()?;
+            if !erased.is::<T>() {
+                return None;
+            }
+            let value = Info::<T>::read(erased.words.as_ptr());
+            place.write(None);
+            Some(value)
+        }
+    }
+}
+
 // ---------------------------------------------------------------- a queue of closures
 
 /// Something to run once, with a context; what a [`Levels`] queue holds.
@@ -366,6 +417,7 @@ impl<C: 'static, O: 'static> Drop for Levels<C, O> {
 const NO_ENTRY: [Word; INLINE_WORDS] = [MaybeUninit::new(0); INLINE_WORDS];
 
 impl Inner {
+    #[inline]
     fn inline_used(&self) -> bool {
         // SAFETY: the first word is initialised at all times: zero, or the pointer to a table.
         unsafe { self.inline.as_ptr().cast::<Option<NonNull<()>>>().read() }.is_some()
@@ -378,7 +430,23 @@ impl Inner {
     }
 
     /// Room for `words` words behind all entries, counted as used from now on.
+    #[inline]
     fn slot(&mut self, words: usize) -> *mut Word {
+        if let Some(block) = self.block {
+            let head = block.as_ptr();
+            // SAFETY: the block is live, and `write <= capacity`. Entries are in the block, so this one goes behind them.
+            unsafe {
+                let (read, write) = ((*head).read, (*head).write);
+                if read != write && (*head).capacity - write >= words as u32 {
+                    (*head).write = write + words as u32;
+                    return words_of(block).add(write as usize);
+                }
+            }
+        }
+        self.slot_elsewhere(words)
+    }
+
+    fn slot_elsewhere(&mut self, words: usize) -> *mut Word {
         if words <= INLINE_WORDS && self.block_is_empty() && !self.inline_used() {
             return self.inline.as_mut_ptr(); // used from the moment when the caller writes the table
         }
@@ -463,6 +531,7 @@ fn allocate(capacity: u32) -> NonNull<BlockHead> {
 
 /// # Safety
 /// `block` is live.
+#[inline]
 unsafe fn words_of(block: NonNull<BlockHead>) -> *mut Word {
     const OFFSET: usize = size_of::<BlockHead>().next_multiple_of(align_of::<Word>());
     // SAFETY: `layout` puts the words after the head at this offset.

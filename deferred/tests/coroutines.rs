@@ -286,7 +286,7 @@ fn a_result_is_taken_once() {
     let d = succeed(1);
     let cell = Rc::new(Cell::new(None));
     let sink = cell.clone();
-    let _ = ensure_deferred(async move {
+    ensure_deferred(async move {
         let mut d = pin!(d);
         sink.set(Some((d.as_mut().await.is_ok(), d.await.is_err())));
     });
