@@ -171,20 +171,16 @@ pub(crate) fn main(start: Start, tasks: Result<TaskTable, DuplicateTask>) -> ! {
     if !start.by_argument {
         hook::forget_environment(start::VARIABLE);
     }
-    // 2. The connection goes where a task does not find it by accident, and what else was inherited goes away.
-    let leaving = match Channel::from_stdin().and_then(|channel| {
-        hook::close_inherited();
-        // 3. What std does before `main`.
-        hook::reset_signals();
-        // 4. A panic is an answer, not a message.
-        panics::install();
-        let tasks = tasks.map_err(|error| Leaving::Refused(error.to_string()))?;
-        // 5. Greetings; limits are in force from here on. 6. Jobs.
-        Worker::greet(channel, tasks)?.serve()
-    }) {
+    let mut worker = match Worker::start(tasks) {
+        Ok(worker) => worker,
+        Err(leaving) => leaving.exit(),
+    };
+    // 6. Jobs.
+    let leaving = match worker.serve() {
         Ok(()) => Leaving::HostGone,
         Err(leaving) => leaving,
     };
+    // The worker is not dropped: a job may have closed its descriptors, and closing them twice could hit others.
     leaving.exit()
 }
 
@@ -235,6 +231,20 @@ struct Worker {
 }
 
 impl Worker {
+    /// The steps of a start, up to the first job. Their numbers go on from those in [`main`].
+    fn start(tasks: Result<TaskTable, DuplicateTask>) -> Result<Worker, Leaving> {
+        // 2. The connection goes where a task does not find it by accident, and what else was inherited goes away.
+        let channel = Channel::from_stdin()?;
+        hook::close_inherited();
+        // 3. What std does before `main`.
+        hook::reset_signals();
+        // 4. A panic is an answer, not a message.
+        panics::install();
+        let tasks = tasks.map_err(|error| Leaving::Refused(error.to_string()))?;
+        // 5. Greetings. The limits that the host asks for are in force from here on.
+        Worker::greet(channel, tasks)
+    }
+
     fn greet(mut channel: Channel, tasks: TaskTable) -> Result<Worker, Leaving> {
         let (hello, started) = channel.receive_hello()?;
         if hello.protocol == 0 {
@@ -262,7 +272,7 @@ impl Worker {
         })
     }
 
-    fn serve(mut self) -> Result<(), Leaving> {
+    fn serve(&mut self) -> Result<(), Leaving> {
         while self.channel.wait_for_frame()? {
             let frame = self.channel.take_frame()?;
             match Message::parse(frame).map_err(Leaving::protocol)? {

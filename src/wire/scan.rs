@@ -41,13 +41,12 @@ impl<'a> Scanner<'a> {
                 Head::Bytes(length) => {
                     self.take(length)?;
                 }
+                Head::Values(_) if depth == MAX_DEPTH => {
+                    let sentence = format!("nested deeper than {MAX_DEPTH}");
+                    return Err(ProtocolError::new(sentence));
+                }
                 Head::Values(0) => {}
                 Head::Values(values) => {
-                    if depth == MAX_DEPTH {
-                        return Err(ProtocolError::new(format!(
-                            "nested deeper than {MAX_DEPTH}"
-                        )));
-                    }
                     open[depth] = values;
                     depth += 1;
                     continue;
