@@ -98,6 +98,33 @@ impl<T: 'static> Deferred<T> {
         (resolver, d)
     }
 
+    /// As [`new`](Deferred::new), for work whose end takes time: a cancel only asks for it.
+    ///
+    /// `request` is called at each cancel for as long as the Deferred has not fired, and the Deferred stays unfired until the
+    /// producer fires it: with a [`CancelledError`](crate::CancelledError) when it has stopped, or with the result if that was
+    /// faster. Twisted has no such thing: there a cancelled Deferred always fires at once.
+    ///
+    /// ```
+    /// use errback_deferred::{CancelledError, Deferred, Failure};
+    /// use std::{cell::Cell, rc::Rc};
+    ///
+    /// let asked = Rc::new(Cell::new(false));
+    /// let flag = asked.clone();
+    /// let (resolver, d) = Deferred::<i64>::with_cancel_request(move || flag.set(true));
+    /// d.cancel();
+    /// assert!(asked.get() && !d.called());
+    /// resolver.errback(CancelledError)?; // the process has been collected, say
+    /// # d.add_errback(|f| f.trap::<CancelledError>().map(|_| 0));
+    /// # Ok::<(), Failure>(())
+    /// ```
+    #[track_caller]
+    pub fn with_cancel_request(request: impl Fn() + 'static) -> (Resolver<T>, Deferred<T>) {
+        let (resolver, d) = Deferred::new();
+        d.node
+            .set_canceller(Canceller::Instead(Rc::new(move |_| request())));
+        (resolver, d)
+    }
+
     pub(crate) fn of(node: NodeRef) -> Self {
         Deferred {
             node,
