@@ -71,12 +71,7 @@ pub fn encode_call<A: Serialize + ?Sized>(
     encoder.raw(&[0x94, 0x00])?;
     encoder.marked(0xcf, id.to_be_bytes())?;
     encoder.text(task)?;
-    let start = encoder.bytes().len();
-    guarded(|| encoder.value(args))?;
-    // `()` is nil to serde; on the wire the arguments are always an array.
-    if encoder.bytes()[start..] == [0xc0] {
-        encoder.bytes_mut()[start] = 0x90;
-    }
+    args_value(&mut encoder, args)?;
     finish(&mut encoder);
     Ok(encoder.into_bytes())
 }
@@ -98,6 +93,129 @@ pub fn patch_call_id(frame: &mut [u8], id: u64) {
     frame[CALL_ID_OFFSET..CALL_ID_OFFSET + 8].copy_from_slice(&id.to_be_bytes());
 }
 
+/// The name under which a worker takes a [chunk](encode_chunk) of calls. Names that begin with `errback.` are no tasks'.
+pub const MAP: &str = "errback.map";
+
+/// Many calls of one task as one: `[0, id, "errback.map", [task, [args, …]]]`. The answer to it has a result for each,
+/// in their order: see [`parse_chunk_results`].
+///
+/// ```
+/// let frame = errback::wire::encode_chunk(7, "add", &[(1, 2), (3, 4)], errback::wire::MAX_FRAME)?;
+/// assert!(frame.ends_with(&[0x92, 0xa3, b'a', b'd', b'd', 0x92, 0x92, 1, 2, 0x92, 3, 4]));
+/// # Ok::<(), errback::wire::EncodeError>(())
+/// ```
+///
+/// # Errors
+/// As those of [`encode_call`].
+pub fn encode_chunk<A: Serialize>(
+    id: u64,
+    task: &str,
+    chunk: &[A],
+    max_frame: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let mut encoder = framed(max_frame);
+    encoder.raw(&[0x94, 0x00])?;
+    encoder.marked(0xcf, id.to_be_bytes())?;
+    encoder.text(MAP)?;
+    encoder.array(2)?;
+    encoder.text(task)?;
+    encoder.array(chunk.len())?;
+    for args in chunk {
+        encoder.set_depth(CHUNK_DEPTH);
+        args_value(&mut encoder, args)?;
+    }
+    finish(&mut encoder);
+    Ok(encoder.into_bytes())
+}
+
+/// How deep the arguments and the results of a chunk are in its arrays.
+const CHUNK_DEPTH: usize = 2;
+
+/// The calls of a chunk, as a worker reads them.
+pub(crate) struct Chunk<'a> {
+    pub(crate) task: &'a str,
+    left: usize,
+    calls: Scanner<'a>,
+}
+
+impl<'a> Chunk<'a> {
+    pub(crate) fn parse(args: &'a [u8]) -> Result<Chunk<'a>, DecodeError> {
+        Chunk::read(Scanner::new(args)).map_err(|e| DecodeError::new(format!("not a task and an array of calls: {e}")))
+    }
+
+    fn read(mut scanner: Scanner<'a>) -> Result<Chunk<'a>, ProtocolError> {
+        match scanner.array()? {
+            2 => Ok(Chunk {
+                task: scanner.text()?,
+                left: scanner.array()?,
+                calls: scanner,
+            }),
+            other => Err(ProtocolError::new(format!("an array of {other}"))),
+        }
+    }
+
+    /// How many calls there are still to come.
+    pub(crate) fn len(&self) -> usize {
+        self.left
+    }
+
+    pub(crate) fn next_args(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        self.calls.value().map(Some).map_err(|e| DecodeError::new(e.to_string()))
+    }
+}
+
+/// Begins the array of the results of a chunk.
+pub(crate) fn begin_results(encoder: &mut Encoder, count: usize) -> Result<(), EncodeError> {
+    encoder.array(count)
+}
+
+/// Begins one of them, `[nil, value]`; the value is to follow. Gives the place where it began.
+pub(crate) fn begin_result(encoder: &mut Encoder) -> Result<usize, EncodeError> {
+    let start = encoder.bytes().len();
+    encoder.set_depth(CHUNK_DEPTH);
+    encoder.raw(&[0x92, 0xc0])?;
+    Ok(start)
+}
+
+/// Makes `[error, nil]` of the result that began at `start`.
+pub(crate) fn error_result(encoder: &mut Encoder, start: usize, error: RemoteErrorBody) -> Result<(), EncodeError> {
+    encoder.truncate(start);
+    encoder.raw(&[0x92])?;
+    encoder.value(&error.bounded())?;
+    encoder.raw(&[0xc0])
+}
+
+/// The results of a chunk, from the value that answers it.
+///
+/// ```
+/// use errback::wire::{Outcome, parse_chunk_results};
+///
+/// let results = parse_chunk_results(&[0x91, 0x92, 0xc0, 3])?;
+/// assert!(matches!(results[..], [Outcome::Value([3])]));
+/// # Ok::<(), errback::wire::ProtocolError>(())
+/// ```
+///
+/// # Errors
+/// The value is something else.
+pub fn parse_chunk_results(value: &[u8]) -> Result<Vec<Outcome<'_>>, ProtocolError> {
+    let mut scanner = Scanner::new(value);
+    let count = scanner.array()?;
+    // Each result takes three bytes or more, whatever the array claims.
+    let mut results = Vec::with_capacity(count.min(value.len() / 3));
+    for _ in 0..count {
+        match scanner.array()? {
+            2 => results.push(outcome(&mut scanner)?),
+            other => return Err(ProtocolError::new(format!("a result of {other} elements"))),
+        }
+    }
+    scanner.end()?;
+    Ok(results)
+}
+
 /// A notification as a frame: `[2, method, [params]]`. It has no answer.
 ///
 /// ```
@@ -116,11 +234,7 @@ pub fn encode_notification<P: Serialize + ?Sized>(
     let mut encoder = framed(max_frame);
     encoder.raw(&[0x93, 0x02])?;
     encoder.text(method)?;
-    let start = encoder.bytes().len();
-    guarded(|| encoder.value(params))?;
-    if encoder.bytes()[start..] == [0xc0] {
-        encoder.bytes_mut()[start] = 0x90;
-    }
+    args_value(&mut encoder, params)?;
     finish(&mut encoder);
     Ok(encoder.into_bytes())
 }
@@ -183,6 +297,16 @@ pub(crate) fn finish(encoder: &mut Encoder) {
     let length =
         u32::try_from(encoder.bytes().len() - HEADER).expect("the encoder's limit is below 4 GiB");
     encoder.bytes_mut()[..HEADER].copy_from_slice(&length.to_be_bytes());
+}
+
+/// The tuple of arguments. `()` is nil to serde; on the wire arguments are always an array.
+fn args_value<A: Serialize + ?Sized>(encoder: &mut Encoder, args: &A) -> Result<(), EncodeError> {
+    let start = encoder.bytes().len();
+    guarded(|| encoder.value(args))?;
+    if encoder.bytes()[start..] == [0xc0] {
+        encoder.bytes_mut()[start] = 0x90;
+    }
+    Ok(())
 }
 
 /// A panic in somebody's `Serialize` is an error like any other.

@@ -10,8 +10,6 @@
 //! another command, whose arguments are not ours to add to.
 
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,14 +17,16 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
 use crate::hook;
-use crate::task::{Call, DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, Step, TaskTable};
-use crate::wire::{self, Encoder, ErrorKind, Message, PROTOCOL, RemoteErrorBody, WorkerHello};
+use crate::task::{DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, TaskTable};
+use crate::wire::{self, Encoder, Message, PROTOCOL, WorkerHello};
 
 mod channel;
+mod jobs;
 mod panics;
 mod start;
 
 use channel::Channel;
+use jobs::Jobs;
 pub(crate) use start::Start;
 
 /// How deep pools may nest: a job in a worker of this depth starts no workers of its own.
@@ -224,9 +224,7 @@ impl Leaving {
 /// A worker that has greeted its host.
 struct Worker {
     channel: Channel,
-    tasks: TaskTable,
-    /// Counts the jobs whose function has begun. The host reads it only when this process has died.
-    started: Option<OwnedFd>,
+    jobs: Jobs,
     answer: Encoder,
 }
 
@@ -246,7 +244,7 @@ impl Worker {
     }
 
     fn greet(mut channel: Channel, tasks: TaskTable) -> Result<Worker, Leaving> {
-        let (hello, started) = channel.receive_hello()?;
+        let (hello, begun) = channel.receive_hello()?;
         if hello.protocol == 0 {
             return Err(Leaving::Protocol("it asks for version 0".into()));
         }
@@ -266,8 +264,7 @@ impl Worker {
         channel.send(&mine.encode())?;
         Ok(Worker {
             channel,
-            tasks,
-            started,
+            jobs: Jobs::new(tasks, begun),
             answer: Encoder::new(wire::frame_limit(max_frame)),
         })
     }
@@ -277,14 +274,7 @@ impl Worker {
             let frame = self.channel.take_frame()?;
             match Message::parse(frame).map_err(Leaving::protocol)? {
                 Message::Call { id, task, args } => {
-                    answer(
-                        &mut self.answer,
-                        &self.tasks,
-                        self.started.as_ref(),
-                        id,
-                        task,
-                        args,
-                    );
+                    self.jobs.answer(&mut self.answer, id, task, args);
                 }
                 // A later version's; whoever needs it done does not send it to this one.
                 Message::Notification { .. } => continue,
@@ -305,78 +295,6 @@ impl Leaving {
     fn protocol(error: wire::ProtocolError) -> Leaving {
         Leaving::Protocol(error.to_string())
     }
-}
-
-/// Runs one job and leaves its answer, a whole frame, in `frame`.
-fn answer(
-    frame: &mut Encoder,
-    tasks: &TaskTable,
-    started: Option<&OwnedFd>,
-    id: u64,
-    task: &str,
-    args: &[u8],
-) {
-    match run(frame, tasks, started, id, task, args) {
-        Ok(()) => wire::finish(frame),
-        Err(error) => wire::error_answer(frame, id, error),
-    }
-}
-
-fn run(
-    frame: &mut Encoder,
-    tasks: &TaskTable,
-    started: Option<&OwnedFd>,
-    id: u64,
-    task: &str,
-    args: &[u8],
-) -> Result<(), RemoteErrorBody> {
-    let entry = tasks.find(task)?;
-    wire::begin_answer(frame, id).expect("every limit has room for the beginning of an answer");
-    let begin = || {
-        if let Some(started) = started {
-            // It does not block: it would take 2^64 jobs that nobody reads to fill the counter.
-            let _ = rustix::io::write(started, &1u64.to_ne_bytes());
-        }
-    };
-    let mut call = Call::new(args, frame, &begin);
-    let outcome = panics::recorded(|| catch_unwind(AssertUnwindSafe(|| entry.run(&mut call))));
-    match outcome {
-        (Ok(result), _) => result,
-        (Err(payload), record) => {
-            let step = call.step();
-            Err(panicked(
-                step,
-                entry.name(),
-                wire::panic_text(payload),
-                record,
-            ))
-        }
-    }
-}
-
-fn panicked(
-    step: Step,
-    task: &str,
-    text: String,
-    record: Option<panics::Record>,
-) -> RemoteErrorBody {
-    let (kind, message) = match step {
-        Step::Decoding => (
-            ErrorKind::DecodeArgs,
-            format!("decoding the arguments of `{task}` panicked: {text}"),
-        ),
-        Step::Running => (ErrorKind::Panic, text),
-        Step::Encoding => (
-            ErrorKind::EncodeResult,
-            format!("encoding the result of `{task}` panicked: {text}"),
-        ),
-    };
-    let mut body = RemoteErrorBody::new(kind, "", message);
-    if let Some(record) = record {
-        body.location = record.location;
-        body.backtrace = record.backtrace;
-    }
-    body
 }
 
 /// Sets the limit of the address space. An allocation that goes over it ends the process: Rust prints "memory

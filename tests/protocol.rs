@@ -17,7 +17,7 @@ use std::time::Duration;
 use errback::Task;
 use errback::wire::{
     self, Answer, EncodeError, ErrorKind, FrameReader, HostHello, MAX_DEPTH, MAX_FRAME, Message,
-    Outcome, RemoteErrorBody, WorkerHello, decode_value, encode_call,
+    Outcome, RemoteErrorBody, WorkerHello, decode_value, encode_call, encode_chunk,
 };
 use proptest::prelude::*;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -148,6 +148,7 @@ fn the_documents_examples_are_what_is_sent() {
         ("worker-hello", example_worker_hello().encode()),
         ("call", encode_call(7, "demo::add", &(1, 2), MAX_FRAME).unwrap()),
         ("call-without-arguments", encode_call(u64::MAX, "tick", &(), MAX_FRAME).unwrap()),
+        ("chunk", encode_chunk(8, "demo::add", &[(1, 2), (3, 4)], MAX_FRAME).unwrap()),
     ]);
     for Example { name, frame, .. } in examples("hex") {
         if let Some(sent) = sent.get(name) {
@@ -187,6 +188,17 @@ fn the_documents_examples_are_understood() {
             ("answer-with-unknown-task", Message::Answer(Answer { id: 8, outcome: Outcome::Error(error) })) => {
                 let words = "no task `demo::sub`";
                 assert_eq!(error, RemoteErrorBody::new(ErrorKind::UnknownTask, "", words));
+            }
+            ("chunk", Message::Call { id: 8, task: wire::MAP, args }) => {
+                let call: (String, Vec<(u8, u8)>) = decode_value(args).unwrap();
+                assert_eq!(call, ("demo::add".into(), vec![(1, 2), (3, 4)]));
+            }
+            ("chunk-answer", Message::Answer(Answer { id: 8, outcome: Outcome::Value(value) })) => {
+                let results = wire::parse_chunk_results(value).unwrap();
+                let [Outcome::Value([3]), Outcome::Error(error)] = &results[..] else {
+                    panic!("{results:?}");
+                };
+                assert_eq!(*error, RemoteErrorBody::new(ErrorKind::Panic, "", "4?"));
             }
             (name, message) => panic!("{name} is {message:?}"),
         }
@@ -914,6 +926,59 @@ fn a_result_that_cannot_be_encoded_is_an_answer_and_never_half_a_frame() {
     let error = worker.call(panics, ("much ".repeat(800),)).unwrap_err();
     assert!(error.message.contains("cut here"), "{}", error.message);
     assert_eq!(worker.call(gives_bytes, (3,)), Ok(vec![7; 3]));
+    worker.end().with_code(0);
+}
+
+#[test]
+fn a_chunk_has_a_result_for_each_of_its_calls() {
+    let mut worker = Worker::start();
+    let calls: Vec<_> = [0, 1, 4, 2, 5].map(|n| (n,)).into();
+    worker.send(&encode_chunk(1, gives_or_panics.name(), &calls, MAX_FRAME).unwrap());
+    let frame = worker.receive().unwrap();
+    let Outcome::Value(value) = Answer::parse(&frame).unwrap().outcome else {
+        panic!("an error");
+    };
+    let results = wire::parse_chunk_results(value).unwrap();
+    let results: Vec<_> = results
+        .into_iter()
+        .map(|result| match result {
+            Outcome::Value(value) => Ok(decode_value::<Vec<Misbehaves>>(value).unwrap()),
+            Outcome::Error(error) => Err(error.kind),
+        })
+        .collect();
+    let fine = |n| Ok(vec![Misbehaves(0), Misbehaves(n)]);
+    let unencodable = || Err(ErrorKind::EncodeResult);
+    let panicked = || Err(ErrorKind::Panic);
+    assert_eq!(results, [fine(0), unencodable(), panicked(), unencodable(), fine(5)]);
+    // The chunk is one job to its host.
+    assert_eq!(worker.begun(), 1);
+    worker.end().with_code(0);
+}
+
+#[errback::task]
+fn gives_or_panics(n: u8) -> Vec<Misbehaves> {
+    assert_ne!(n, 4);
+    vec![Misbehaves(0), Misbehaves(n)]
+}
+
+#[test]
+fn a_chunk_that_is_none_is_refused() {
+    let hello = HostHello {
+        max_frame: 4096,
+        ..HostHello::default()
+    };
+    let mut worker = Worker::start_with(hello, |_| {});
+    for (error, kind) in [
+        (worker.refused(wire::MAP, &(1, 2)), ErrorKind::DecodeArgs),
+        (worker.refused(wire::MAP, &("x",)), ErrorKind::DecodeArgs),
+        (worker.refused(wire::MAP, &("nobody", [(1,)])), ErrorKind::UnknownTask),
+        (worker.refused(wire::MAP, &(gives_bytes.name(), vec![(3000,); 40])), ErrorKind::EncodeResult),
+    ] {
+        assert_eq!(error.kind, kind, "{error:?}");
+    }
+    worker.send(&encode_chunk::<()>(1, add.name(), &[], MAX_FRAME).unwrap());
+    let frame = worker.receive().unwrap();
+    assert!(matches!(Answer::parse(&frame).unwrap().outcome, Outcome::Value([0x90])));
     worker.end().with_code(0);
 }
 

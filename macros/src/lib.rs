@@ -99,6 +99,12 @@ impl Options {
                     "a task's name cannot be empty",
                 ));
             }
+            if name.value().starts_with("errback.") {
+                return Err(syn::Error::new(
+                    name.span(),
+                    "names that begin with `errback.` are taken",
+                ));
+            }
             self.name = Some(name);
             return Ok(());
         }

@@ -48,6 +48,11 @@ impl Encoder {
         self.depth = 0;
     }
 
+    /// How many arrays and maps the next value is in.
+    pub(crate) fn set_depth(&mut self, depth: usize) {
+        self.depth = depth;
+    }
+
     /// Lets go of a buffer that one big value has made big.
     pub(crate) fn shrink(&mut self, keep: usize) {
         if self.bytes.capacity() > keep {

@@ -1,0 +1,107 @@
+//! Running what a call asks for: one job, or a chunk of jobs of one task.
+//!
+//! Whatever a job does short of ending the process becomes an answer. Which one a panic becomes depends on whose code
+//! it was that panicked, so a [`Call`] keeps track of its step.
+
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::panics;
+use crate::task::{Call, Step, TaskEntry, TaskTable};
+use crate::wire::{self, Chunk, DecodeError, Encoder, ErrorKind, RemoteErrorBody};
+
+/// The tasks of this worker, and the counter by which its host knows that one has begun.
+pub(super) struct Jobs {
+    tasks: TaskTable,
+    /// Read by the host only when this process has died.
+    begun: Option<OwnedFd>,
+}
+
+impl Jobs {
+    pub(super) fn new(tasks: TaskTable, begun: Option<OwnedFd>) -> Jobs {
+        Jobs { tasks, begun }
+    }
+
+    /// Runs one call and leaves its answer, a whole frame, in `frame`.
+    pub(super) fn answer(&self, frame: &mut Encoder, id: u64, task: &str, args: &[u8]) {
+        wire::begin_answer(frame, id).expect("every limit has room for the beginning of an answer");
+        let result = match task {
+            wire::MAP => self.run_chunk(frame, args),
+            task => self.run_one(frame, task, args),
+        };
+        match result {
+            Ok(()) => wire::finish(frame),
+            Err(error) => wire::error_answer(frame, id, error),
+        }
+    }
+
+    fn run_one(&self, frame: &mut Encoder, task: &str, args: &[u8]) -> Result<(), RemoteErrorBody> {
+        run(self.tasks.find(task)?, frame, args, &|| self.count())
+    }
+
+    /// The results of a chunk are an array with a pair for each job, `[nil, value]` or `[error, nil]`: the failure of
+    /// one is no matter to the others.
+    fn run_chunk(&self, frame: &mut Encoder, args: &[u8]) -> Result<(), RemoteErrorBody> {
+        let refused = |error: DecodeError| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string());
+        let mut chunk = Chunk::parse(args).map_err(refused)?;
+        let entry = self.tasks.find(chunk.task)?;
+        // To the host, the chunk is one job: it begins once.
+        let counted = Cell::new(false);
+        let begin = || {
+            if !counted.replace(true) {
+                self.count();
+            }
+        };
+        wire::begin_results(frame, chunk.len()).map_err(too_long)?;
+        while let Some(args) = chunk.next_args().map_err(refused)? {
+            let start = wire::begin_result(frame).map_err(too_long)?;
+            if let Err(error) = run(entry, frame, args, &begin) {
+                wire::error_result(frame, start, error).map_err(too_long)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self) {
+        if let Some(begun) = &self.begun {
+            // It does not block: it would take 2^64 jobs that nobody reads to fill the counter.
+            let _ = rustix::io::write(begun, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+fn too_long(error: wire::EncodeError) -> RemoteErrorBody {
+    let message = format!("the results of this chunk cannot be sent: {error}");
+    RemoteErrorBody::new(ErrorKind::EncodeResult, "", message)
+}
+
+/// Runs one job. Its result has then been added to `frame`, or, where it failed, some part of it.
+fn run(entry: &TaskEntry, frame: &mut Encoder, args: &[u8], begin: &dyn Fn()) -> Result<(), RemoteErrorBody> {
+    let mut call = Call::new(args, frame, begin);
+    let outcome = panics::recorded(|| catch_unwind(AssertUnwindSafe(|| entry.run(&mut call))));
+    match outcome {
+        (Ok(result), _) => result,
+        (Err(payload), record) => Err(panicked(call.step(), entry.name(), wire::panic_text(payload), record)),
+    }
+}
+
+fn panicked(step: Step, task: &str, text: String, record: Option<panics::Record>) -> RemoteErrorBody {
+    let (kind, message) = match step {
+        Step::Decoding => (
+            ErrorKind::DecodeArgs,
+            format!("decoding the arguments of `{task}` panicked: {text}"),
+        ),
+        Step::Running => (ErrorKind::Panic, text),
+        Step::Encoding => (
+            ErrorKind::EncodeResult,
+            format!("encoding the result of `{task}` panicked: {text}"),
+        ),
+    };
+    let mut body = RemoteErrorBody::new(kind, "", message);
+    if let Some(record) = record {
+        body.location = record.location;
+        body.backtrace = record.backtrace;
+    }
+    body
+}
