@@ -291,7 +291,7 @@ impl CooperativeTask {
         if let Some(end) = &*self.task.end.borrow() {
             return match &end.result {
                 Ok(()) => succeed(()),
-                Err(failure) => fail_again(failure),
+                Err(failure) => fail(failure.clone()),
             };
         }
         let (resolver, d) = Deferred::new();
@@ -326,11 +326,6 @@ impl CooperativeTask {
         self.task.finish(End::stopped(TaskFinished::Stopped));
         Ok(())
     }
-}
-
-#[track_caller]
-fn fail_again(failure: &Failure) -> Deferred<()> {
-    succeed(failure.clone()).add_callback(Err)
 }
 
 impl Task {

@@ -23,6 +23,17 @@ pub trait ReactorTime {
     fn call_later(&self, delay: Duration, call: Box<dyn FnOnce()>) -> DelayedCall;
 }
 
+/// So that a loop chosen at run time can be handed to whoever keeps one: a `LoopingCall`, a `Cooperator`.
+impl<R: ReactorTime + ?Sized> ReactorTime for Rc<R> {
+    fn seconds(&self) -> Duration {
+        (**self).seconds()
+    }
+
+    fn call_later(&self, delay: Duration, call: Box<dyn FnOnce()>) -> DelayedCall {
+        (**self).call_later(delay, call)
+    }
+}
+
 /// What other threads may ask of a loop: the only way in that is not its own thread.
 pub trait ReactorFromThreads: Send + Sync {
     /// Runs `call` on the loop's thread, soon, in the order in which one thread asks. Wakes the loop; never blocks.

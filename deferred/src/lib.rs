@@ -40,6 +40,18 @@ mod gather;
 mod observable;
 mod shield;
 
+// taking turns: one at a time, so many at a time, one after the other, in small steps;
+mod cooperate;
+mod lock;
+mod queue;
+mod semaphore;
+mod waiters;
+
+// at a later time, again and again, and not too late;
+mod later;
+mod looping_call;
+mod timeout;
+
 // await and coroutines;
 mod future;
 
@@ -52,6 +64,7 @@ mod remote;
 pub mod testing;
 
 pub use clock::Clock;
+pub use cooperate::{CooperativeTask, Cooperator, NotPaused, TaskFinished};
 pub use debug::{debugging, set_debugging};
 pub use deferred::{
     CancelHandle, Deferred, FiringEnd, IntoOutcome, Outcome, Pause, Resolver, SharedResolver,
@@ -70,7 +83,12 @@ pub use gather::{
     DeferredList, EmptyList, FailureGroup, FirstError, GatherTuple, ListResult, gather_results,
     gather_tuple, race,
 };
+pub use later::defer_later;
+pub use lock::DeferredLock;
+pub use looping_call::{AlreadyRunning, LoopingCall};
 pub use observable::ObservableDeferred;
 pub use panics::contain;
+pub use queue::{DeferredQueue, QueueOverflow, QueueUnderflow};
 pub use remote::{RemoteResolver, RemoteResolverDropped};
+pub use semaphore::{DeferredSemaphore, NotHeld, Permit};
 pub use unhandled::{ObserverGuard, Unhandled, log_err, observe_unhandled};
