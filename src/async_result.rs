@@ -53,16 +53,23 @@ struct Fill<T>(Option<Arc<Cell<T>>>);
 
 impl<T: Send + 'static> AsyncResult<T> {
     pub(crate) fn submit<F: Task<Output = T>>(pool: &Pool, task: F, args: &F::Args) -> Self {
-        let cell = Arc::new(Cell { state: Mutex::new(CellState::Pending(None)), ready: Condvar::new() });
+        let cell = Arc::new(Cell {
+            state: Mutex::new(CellState::Pending(None)),
+            ready: Condvar::new(),
+        });
         let fill = Fill(Some(Arc::clone(&cell)));
-        let job = match pool.job(task, args, move |result| fill.fill(result)) {
-            Ok(job) => pool.submit(job),
-            Err((failure, sink)) => {
-                sink(Err(failure));
+        let job = match pool.encode(task, args) {
+            Ok(call) => pool.submit(call.job(move |result| fill.fill(result))),
+            Err(error) => {
+                fill.fill(Err(error.into()));
                 None
             }
         };
-        AsyncResult { cell, job, cancel_on_drop: false }
+        AsyncResult {
+            cell,
+            job,
+            cancel_on_drop: false,
+        }
     }
 
     /// Blocks until the result is there, and returns it.
@@ -90,7 +97,11 @@ impl<T: Send + 'static> AsyncResult<T> {
     /// # Errors
     /// The `AsyncResult` itself, when it is not ready by then: nothing is lost, and one may wait on.
     pub fn get_timeout(self, patience: Duration) -> Result<Result<T, Failure>, AsyncResult<T>> {
-        if self.wait_timeout(patience) { Ok(self.take()) } else { Err(self) }
+        if self.wait_timeout(patience) {
+            Ok(self.take())
+        } else {
+            Err(self)
+        }
     }
 
     fn take(&self) -> Result<T, Failure> {
@@ -211,6 +222,9 @@ impl<T> Fill<T> {
 
 impl<T> Drop for Fill<T> {
     fn drop(&mut self) {
-        self.put(Err(InternalError { message: "a job was lost".to_string() }.into()));
+        self.put(Err(InternalError {
+            message: "a job was lost".to_string(),
+        }
+        .into()));
     }
 }

@@ -32,7 +32,7 @@ pub struct WorkerDied {
     pub started: bool,
     /// From when the job was written to the worker until the worker had died.
     pub elapsed: Duration,
-    /// The last 4 KiB or so that the worker wrote to its standard error.
+    /// The last 16 KiB that the worker wrote to its standard error.
     pub stderr: String,
 }
 
@@ -77,8 +77,14 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exit::Status(status) => write!(f, "exited with status {status}"),
-            Exit::Signal { signal, core_dumped: false } => write!(f, "died of signal {signal}"),
-            Exit::Signal { signal, core_dumped: true } => write!(f, "died of signal {signal} (core dumped)"),
+            Exit::Signal {
+                signal,
+                core_dumped: false,
+            } => write!(f, "died of signal {signal}"),
+            Exit::Signal {
+                signal,
+                core_dumped: true,
+            } => write!(f, "died of signal {signal} (core dumped)"),
             Exit::Unknown => f.write_str("died (its exit status was collected by somebody else)"),
             Exit::Unkillable => f.write_str("was killed, but is still not gone"),
         }
@@ -87,8 +93,16 @@ impl fmt::Display for Exit {
 
 impl fmt::Display for WorkerDied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let when = if self.started { "while running" } else { "before it began" };
-        write!(f, "worker {} {} {when} {} (job {})", self.pid, self.exit, self.task, self.job)?;
+        let when = if self.started {
+            "while running"
+        } else {
+            "before it began"
+        };
+        write!(
+            f,
+            "worker {} {} {when} {} (job {})",
+            self.pid, self.exit, self.task, self.job
+        )?;
         write_last_words(f, &self.stderr)
     }
 }
@@ -108,7 +122,7 @@ pub struct SpawnFailed {
     pub attempts: u32,
     /// What went wrong the last time.
     pub reason: SpawnFailure,
-    /// The last 4 KiB or so that the child wrote to its standard error.
+    /// The last 16 KiB that the child wrote to its standard error.
     pub stderr: String,
 }
 
@@ -141,7 +155,10 @@ impl fmt::Display for SpawnFailure {
             SpawnFailure::Silent(after) => write!(f, "it did not say hello within {after:?}"),
             SpawnFailure::NotAWorker(what) => write!(f, "it is not an errback worker ({what})"),
             SpawnFailure::BuildMismatch { ours, theirs } => {
-                write!(f, "it is another build of this program ({theirs}, not {ours})")
+                write!(
+                    f,
+                    "it is another build of this program ({theirs}, not {ours})"
+                )
             }
         }
     }
@@ -152,13 +169,18 @@ impl SpawnFailure {
     fn advice(&self) -> Option<&'static str> {
         match self {
             SpawnFailure::Refused(why) => match why.kind() {
-                io::ErrorKind::NotFound => Some("check the command that was given to the pool's builder"),
+                io::ErrorKind::NotFound => {
+                    Some("check the command that was given to the pool's builder")
+                }
                 io::ErrorKind::PermissionDenied => Some("check that it may be executed"),
+                _ if why.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+                    Some("check that it is a program, and that a script begins with #!")
+                }
                 _ => None,
             },
-            SpawnFailure::Ended(_) | SpawnFailure::Silent(_) | SpawnFailure::NotAWorker(_) => {
-                Some("a worker program must call errback::worker::run_if_worker first in main, or link errback's hook")
-            }
+            SpawnFailure::Ended(_) | SpawnFailure::Silent(_) | SpawnFailure::NotAWorker(_) => Some(
+                "a worker program must call errback::worker::run_if_worker first in main, or link errback's hook",
+            ),
             SpawnFailure::BuildMismatch { .. } => Some("start the program anew"),
         }
     }
@@ -166,8 +188,16 @@ impl SpawnFailure {
 
 impl fmt::Display for SpawnFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SpawnFailed { program, attempts, reason, stderr } = self;
-        write!(f, "no worker could be started from {program} ({attempts} attempts): {reason}")?;
+        let SpawnFailed {
+            program,
+            attempts,
+            reason,
+            stderr,
+        } = self;
+        write!(
+            f,
+            "no worker could be started from {program} ({attempts} attempts): {reason}"
+        )?;
         if let Some(advice) = reason.advice() {
             write!(f, "; {advice}")?;
         }
@@ -187,7 +217,14 @@ impl Error for SpawnFailed {
 /// The last line with something in it, cut to a length that fits a log.
 fn write_last_words(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
     const LONGEST: usize = 200;
-    let Some(line) = stderr.lines().rev().map(str::trim).find(|line| !line.is_empty()) else { return Ok(()) };
+    let Some(line) = stderr
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+    else {
+        return Ok(());
+    };
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => write!(f, "; its last words: {}...", &line[..end]),
         None => write!(f, "; its last words: {line}"),
@@ -207,8 +244,16 @@ pub struct PoolClosed {
 impl fmt::Display for PoolClosed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.running {
-            false => write!(f, "the pool {} is closed, and the job was not run", self.pool),
-            true => write!(f, "the pool {} was closed, and the job killed while it ran", self.pool),
+            false => write!(
+                f,
+                "the pool {} is closed, and the job was not run",
+                self.pool
+            ),
+            true => write!(
+                f,
+                "the pool {} was closed, and the job killed while it ran",
+                self.pool
+            ),
         }
     }
 }
@@ -227,7 +272,11 @@ pub struct Overloaded {
 
 impl fmt::Display for Overloaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the backlog of the pool {} is full ({} jobs wait): submit later, or ask the builder for a larger one", self.pool, self.backlog)
+        write!(
+            f,
+            "the backlog of the pool {} is full ({} jobs wait): submit later, or ask the builder for a larger one",
+            self.pool, self.backlog
+        )
     }
 }
 
@@ -271,7 +320,11 @@ pub struct UnknownTask {
 
 impl fmt::Display for UnknownTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the worker knows no task {}: write #[errback::task] above it, and name it in run_if_worker where that is used ({})", self.task, self.message)
+        write!(
+            f,
+            "the worker knows no task {}: write #[errback::task] above it, and name it in run_if_worker where that is used ({})",
+            self.task, self.message
+        )
     }
 }
 
@@ -292,8 +345,16 @@ pub struct NotSerialisable {
 impl fmt::Display for NotSerialisable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.result {
-            true => write!(f, "the result of {} cannot be sent: {}", self.task, self.message),
-            false => write!(f, "the arguments of {} cannot be read by the worker: {}", self.task, self.message),
+            true => write!(
+                f,
+                "the result of {} cannot be sent: {}",
+                self.task, self.message
+            ),
+            false => write!(
+                f,
+                "the arguments of {} cannot be read by the worker: {}",
+                self.task, self.message
+            ),
         }
     }
 }
@@ -372,28 +433,55 @@ mod tests {
 
     fn died(exit: Exit, started: bool, stderr: &str) -> String {
         let task = "thumbnail".to_string();
-        WorkerDied { task, job: 32, pid: 4711, exit, started, elapsed: Duration::ZERO, stderr: stderr.into() }.to_string()
+        WorkerDied {
+            task,
+            job: 32,
+            pid: 4711,
+            exit,
+            started,
+            elapsed: Duration::ZERO,
+            stderr: stderr.into(),
+        }
+        .to_string()
     }
 
     #[test]
     fn a_death_reads_as_one_line() {
         assert_eq!(
-            died(Exit::Signal { signal: 9, core_dumped: false }, true, "working\nout of memory\n\n"),
+            died(
+                Exit::Signal {
+                    signal: 9,
+                    core_dumped: false
+                },
+                true,
+                "working\nout of memory\n\n"
+            ),
             "worker 4711 died of signal 9 while running thumbnail (job 32); its last words: out of memory"
         );
-        assert_eq!(died(Exit::Status(0), false, ""), "worker 4711 exited with status 0 before it began thumbnail (job 32)");
+        assert_eq!(
+            died(Exit::Status(0), false, ""),
+            "worker 4711 exited with status 0 before it began thumbnail (job 32)"
+        );
     }
 
     #[test]
     fn last_words_are_cut_between_characters() {
         let line = died(Exit::Unknown, true, &"ä".repeat(1000));
-        assert!(line.ends_with("ä...") && line.chars().count() < 400, "{line}");
+        assert!(
+            line.ends_with("ä...") && line.chars().count() < 400,
+            "{line}"
+        );
     }
 
     #[test]
     fn a_failed_start_says_what_to_do() {
         let reason = SpawnFailure::Refused(Arc::new(io::Error::from(io::ErrorKind::NotFound)));
-        let failed = SpawnFailed { program: "worker.py".into(), attempts: 1, reason, stderr: String::new() };
+        let failed = SpawnFailed {
+            program: "worker.py".into(),
+            attempts: 1,
+            reason,
+            stderr: String::new(),
+        };
         assert!(failed.to_string().contains("check the command"), "{failed}");
         assert!(failed.source().is_some());
     }

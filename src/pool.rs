@@ -29,7 +29,7 @@ mod waiter;
 mod wakeup;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,8 @@ pub(crate) struct Refused {
 /// A job that was taken, to cancel it by.
 #[derive(Clone)]
 pub(crate) struct JobHandle {
-    shared: Arc<Shared>,
+    /// Weak: a result that somebody keeps does not keep what is left of a pool that has ended.
+    shared: Weak<Shared>,
     key: JobKey,
 }
 
@@ -196,12 +197,18 @@ impl Pool {
     ///
     /// Returns at once; [`join`](Pool::join) waits.
     pub fn close(&self) {
-        self.shared().close(Closing { drop_queued: false, kill_at: None });
+        self.shared().close(Closing {
+            drop_queued: false,
+            kill_at: None,
+        });
     }
 
     /// As [`close`](Pool::close), but what is not done after `patience` is [terminated](Pool::terminate).
     pub fn close_within(&self, patience: Duration) {
-        self.shared().close(Closing { drop_queued: false, kill_at: Instant::now().checked_add(patience) });
+        self.shared().close(Closing {
+            drop_queued: false,
+            kill_at: Instant::now().checked_add(patience),
+        });
     }
 
     /// Ends the pool now: jobs that wait fail with [`PoolClosed`], workers are killed, and the jobs that they ran fail
@@ -258,15 +265,22 @@ impl Pool {
         });
         let supervisor = supervisor::Supervisor::new(Arc::clone(&shared));
         let name = thread_name(&shared.settings.name, "super");
-        let thread = std::thread::Builder::new().name(name).spawn(move || supervisor.run())?;
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || supervisor.run())?;
         *shared.thread.lock() = Some(thread);
-        Ok(Pool { handle: Arc::new(Handle { shared }) })
+        Ok(Pool {
+            handle: Arc::new(Handle { shared }),
+        })
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("name", &self.name()).field("size", &self.size()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("name", &self.name())
+            .field("size", &self.size())
+            .finish_non_exhaustive()
     }
 }
 
@@ -291,7 +305,10 @@ impl Shared {
         let key = state.backlog.push(job);
         state.counts.submitted += 1;
         self.find_worker(state);
-        Ok(JobHandle { shared: Arc::clone(self), key })
+        Ok(JobHandle {
+            shared: Arc::downgrade(self),
+            key,
+        })
     }
 
     /// Why a job would not be taken now.
@@ -302,13 +319,29 @@ impl Shared {
     fn refusal_in(&self, state: &State) -> Option<Failure> {
         let pool = || self.settings.name.clone();
         if state.phase.is_closing() {
-            return Some(PoolClosed { pool: pool(), running: false }.into());
+            return Some(
+                PoolClosed {
+                    pool: pool(),
+                    running: false,
+                }
+                .into(),
+            );
         }
         if state.backlog.queued() >= self.settings.backlog {
-            return Some(Overloaded { pool: pool(), backlog: self.settings.backlog }.into());
+            return Some(
+                Overloaded {
+                    pool: pool(),
+                    backlog: self.settings.backlog,
+                }
+                .into(),
+            );
         }
         let hopeless = state.breaker.failures() > 0 && state.alive() == 0;
-        if hopeless { state.breaker.refusal(Instant::now()).cloned() } else { None }
+        if hopeless {
+            state.breaker.refusal(Instant::now()).cloned()
+        } else {
+            None
+        }
     }
 
     /// Sees to it that somebody takes the job that has just been queued: the idle waiter that worked last, or a new worker.
@@ -341,15 +374,23 @@ impl Shared {
                     self.supervisor.wake();
                 }
             }
-            JobState::Sent(worker) | JobState::Running(worker) => {
-                // Under one lock: that this worker holds this job, and the kill.
-                state.backlog.condemn(key, Verdict::Cancelled);
-                if let Some(process) = &state.place(worker).process {
-                    process.kill();
-                }
-            }
+            JobState::Sent(_) | JobState::Running(_) => state.condemn(key, Verdict::Cancelled),
             JobState::Done => {}
         }
+    }
+
+    /// See [`JobHandle::cancel_within`].
+    fn cancel_within(&self, key: JobKey, grace: Duration) {
+        let mut state = self.state.lock();
+        if let JobState::Sent(_) | JobState::Running(_) = state.backlog.state(key) {
+            state
+                .notices
+                .extend(Instant::now().checked_add(grace).map(|at| (at, key)));
+            drop(state);
+            return self.supervisor.wake();
+        }
+        drop(state);
+        self.cancel(key);
     }
 
     /// Step 1 of the end of a pool (see `supervisor`).
@@ -367,12 +408,18 @@ impl Shared {
     }
 
     pub(crate) fn terminate(&self) {
-        self.close(Closing { drop_queued: true, kill_at: Some(Instant::now()) });
+        self.close(Closing {
+            drop_queued: true,
+            kill_at: Some(Instant::now()),
+        });
     }
 
     /// Fails what waits, gives what runs a grace, and then kills it.
     pub(crate) fn shut_down(&self, grace: Duration) {
-        self.close(Closing { drop_queued: true, kill_at: Instant::now().checked_add(grace) });
+        self.close(Closing {
+            drop_queued: true,
+            kill_at: Instant::now().checked_add(grace),
+        });
     }
 
     /// Calls `call` when the pool has ended: on the supervisor's thread, or here if it has ended already.
@@ -401,7 +448,9 @@ impl Shared {
         drop(state);
         // The supervisor has nothing left to do but to return.
         let thread = self.thread.lock().take();
-        thread.filter(|thread| thread.thread().id() != std::thread::current().id()).map(JoinHandle::join);
+        thread
+            .filter(|thread| thread.thread().id() != std::thread::current().id())
+            .map(JoinHandle::join);
         true
     }
 
@@ -411,7 +460,12 @@ impl Shared {
         Stats {
             queued: state.backlog.queued(),
             running: state.backlog.out(),
-            workers: state.places.iter().filter_map(|place| place.process.as_ref()).map(|it| it.pid()).collect(),
+            workers: state
+                .places
+                .iter()
+                .filter_map(|place| place.process.as_ref())
+                .map(|it| it.pid())
+                .collect(),
             submitted: counts.submitted,
             finished: counts.finished,
             spawned: counts.spawned,
@@ -526,7 +580,11 @@ impl Shared {
     fn note_death(&self, id: WorkerId, process: &Arc<Process>) {
         let mut state = self.state.lock();
         let place = state.place(id);
-        if place.process.as_ref().is_some_and(|current| Arc::ptr_eq(current, process)) {
+        if place
+            .process
+            .as_ref()
+            .is_some_and(|current| Arc::ptr_eq(current, process))
+        {
             place.dead = true;
             state.idle.retain(|it| *it != id);
             self.bells[id.0 as usize].notify_one();
@@ -555,8 +613,13 @@ impl Shared {
         for bell in &self.bells[..state.places.len()] {
             bell.notify_all();
         }
-        let starting = state.places.iter().filter(|place| matches!(place.stage, Stage::Starting));
-        starting.filter_map(|place| place.process.as_ref()).for_each(|process| process.wakeup.wake());
+        let starting = state
+            .places
+            .iter()
+            .filter(|place| matches!(place.stage, Stage::Starting));
+        starting
+            .filter_map(|place| place.process.as_ref())
+            .for_each(|process| process.wakeup.wake());
     }
 
     /// A waiter panicked over its worker: kills it, fails the job, and goes on.
@@ -566,14 +629,21 @@ impl Shared {
             process.kill();
             state.undead.push(Arc::clone(process));
         }
-        let job = state.place(id).job.filter(|key| state.backlog.state(*key) == JobState::Sent(id));
+        let job = state
+            .place(id)
+            .job
+            .filter(|key| state.backlog.state(*key) == JobState::Sent(id));
         let job = job.map(|key| state.backlog.end(key).0);
         state.counts.died += 1;
         state.counts.finished += u64::from(job.is_some());
         self.vacate(&mut state, id, None);
         drop(state);
         let message = "a waiter thread panicked; see the report on stderr".to_string();
-        job.into_iter().for_each(|job| job.fail(InternalError { message: message.clone() }));
+        job.into_iter().for_each(|job| {
+            job.fail(InternalError {
+                message: message.clone(),
+            })
+        });
     }
 }
 
@@ -581,7 +651,16 @@ impl JobHandle {
     /// A job that waits is taken out and fails now; one that runs is killed with its worker, and fails when that is dead
     /// and collected; one that is done stays as it is. Never blocks.
     pub(crate) fn cancel(&self) {
-        self.shared.cancel(self.key);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.cancel(self.key);
+        }
+    }
+
+    /// As [`cancel`](Self::cancel), but a job that runs may go on for `grace`.
+    pub(crate) fn cancel_within(&self, grace: Duration) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.cancel_within(self.key, grace);
+        }
     }
 }
 
@@ -611,7 +690,12 @@ fn timespec(duration: Duration) -> Timespec {
 /// The kernel keeps 15 bytes of a thread's name: the role matters more than the end of a long pool's name.
 fn thread_name(pool: &str, role: &str) -> String {
     let room = 14_usize.saturating_sub(role.len());
-    let end = pool.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= room).last().unwrap_or(0);
+    let end = pool
+        .char_indices()
+        .map(|(at, c)| at + c.len_utf8())
+        .take_while(|end| *end <= room)
+        .last()
+        .unwrap_or(0);
     format!("{}-{role}", &pool[..end])
 }
 

@@ -28,7 +28,9 @@ fn a_job_runs_in_a_worker_and_its_result_comes_back() {
 fn a_worker_that_aborts_fails_its_own_job_and_is_replaced() {
     let pool = pool(1);
     let failure = pool.apply_async(abort, ()).get().expect_err("it aborts");
-    let died = failure.check::<WorkerDied>().unwrap_or_else(|| panic!("{failure:?}"));
+    let died = failure
+        .check::<WorkerDied>()
+        .unwrap_or_else(|| panic!("{failure:?}"));
     assert_eq!((died.exit.signal(), died.started), (Some(6), true));
     assert_eq!(pool.apply_async(add, (1, 2)).get().expect("a sum"), 3);
     pool.close();

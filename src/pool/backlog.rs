@@ -50,7 +50,15 @@ pub(super) enum Completed {
 
 impl Backlog {
     pub(super) fn new() -> Self {
-        Backlog { entries: Vec::new(), free: NONE, head: NONE, tail: NONE, queued: 0, out: 0, last_id: 0 }
+        Backlog {
+            entries: Vec::new(),
+            free: NONE,
+            head: NONE,
+            tail: NONE,
+            queued: 0,
+            out: 0,
+            last_id: 0,
+        }
     }
 
     /// How many jobs wait for a worker.
@@ -67,10 +75,19 @@ impl Backlog {
     pub(super) fn push(&mut self, mut job: Job) -> JobKey {
         self.last_id += 1;
         job.set_id(self.last_id);
-        let entry = Entry { job: Some(job), verdict: None, state: JobState::Queued, previous: NONE, next: NONE };
+        let entry = Entry {
+            job: Some(job),
+            verdict: None,
+            state: JobState::Queued,
+            previous: NONE,
+            next: NONE,
+        };
         let index = self.place(entry);
         self.link_last(index);
-        JobKey { index, id: self.last_id }
+        JobKey {
+            index,
+            id: self.last_id,
+        }
     }
 
     /// The next job, for `worker`: it is out from now on.
@@ -84,13 +101,23 @@ impl Backlog {
         let entry = self.entry(index);
         entry.state = JobState::Sent(worker);
         let job = entry.job.as_mut().expect("what is in the list is in use");
-        Some(Call { key: JobKey { index, id: job.id() }, frame: job.take_frame() })
+        Some(Call {
+            key: JobKey {
+                index,
+                id: job.id(),
+            },
+            frame: job.take_frame(),
+        })
     }
 
     /// Where a job is.
     pub(super) fn state(&self, key: JobKey) -> JobState {
         match self.entries.get(key.index as usize) {
-            Some(Entry { job: Some(job), state, .. }) if job.id() == key.id => *state,
+            Some(Entry {
+                job: Some(job),
+                state,
+                ..
+            }) if job.id() == key.id => *state,
             _ => JobState::Done,
         }
     }
@@ -162,7 +189,10 @@ impl Backlog {
     }
 
     fn entry_out(&mut self, key: JobKey) -> &mut Entry {
-        debug_assert!(matches!(self.state(key), JobState::Sent(_) | JobState::Running(_)), "the job is not out");
+        debug_assert!(
+            matches!(self.state(key), JobState::Sent(_) | JobState::Running(_)),
+            "the job is not out"
+        );
         self.entry(key.index)
     }
 
@@ -174,7 +204,8 @@ impl Backlog {
     /// Puts an entry into a free place, or a new one.
     fn place(&mut self, entry: Entry) -> u32 {
         if self.free == NONE {
-            let index = u32::try_from(self.entries.len()).expect("the backlog's bound is below 2^32");
+            let index =
+                u32::try_from(self.entries.len()).expect("the backlog's bound is below 2^32");
             self.entries.push(entry);
             return index;
         }
@@ -236,12 +267,15 @@ mod tests {
     const WORKER: WorkerId = WorkerId(0);
 
     fn job() -> Job {
-        let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME).expect("() can be encoded");
+        let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME)
+            .expect("() can be encoded");
         Job::new("t", frame, Box::new(|_| ()))
     }
 
     fn taken(backlog: &mut Backlog) -> Vec<u64> {
-        std::iter::from_fn(|| backlog.take(WORKER)).map(|call| call.key.id).collect()
+        std::iter::from_fn(|| backlog.take(WORKER))
+            .map(|call| call.key.id)
+            .collect()
     }
 
     #[test]
@@ -260,9 +294,16 @@ mod tests {
             let keys = [(); 3].map(|()| backlog.push(job()));
             assert!(backlog.withdraw(keys[gone]).is_some());
             assert!(backlog.withdraw(keys[gone]).is_none(), "twice");
-            let left: Vec<u64> = keys.iter().map(|key| key.id).filter(|id| *id != keys[gone].id).collect();
+            let left: Vec<u64> = keys
+                .iter()
+                .map(|key| key.id)
+                .filter(|id| *id != keys[gone].id)
+                .collect();
             assert_eq!(taken(&mut backlog), left);
-            assert!(backlog.withdraw(keys[(gone + 1) % 3]).is_none(), "it is out");
+            assert!(
+                backlog.withdraw(keys[(gone + 1) % 3]).is_none(),
+                "it is out"
+            );
         }
     }
 

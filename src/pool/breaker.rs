@@ -29,7 +29,12 @@ pub(super) struct Breaker {
 
 impl Breaker {
     pub(super) fn new() -> Self {
-        Breaker { failures: 0, not_before: None, reason: None, open: false }
+        Breaker {
+            failures: 0,
+            not_before: None,
+            reason: None,
+            open: false,
+        }
     }
 
     /// How many starts in a row have failed.
@@ -86,7 +91,9 @@ mod tests {
     fn pauses_double_up_to_five_seconds() {
         let (mut breaker, now) = (Breaker::new(), Instant::now());
         assert!(breaker.permits(now).is_ok());
-        let pauses: Vec<u128> = (0..9).map(|_| fail(&mut breaker, now).as_millis()).collect();
+        let pauses: Vec<u128> = (0..9)
+            .map(|_| fail(&mut breaker, now).as_millis())
+            .collect();
         assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         assert!(breaker.permits(now + LONGEST_PAUSE).is_ok());
         (0..100).for_each(|_| drop(fail(&mut breaker, now)));

@@ -80,7 +80,10 @@ impl Builder {
         program: impl Into<OsString>,
         arguments: impl IntoIterator<Item = A>,
     ) -> Self {
-        self.command = Some((program.into(), arguments.into_iter().map(Into::into).collect()));
+        self.command = Some((
+            program.into(),
+            arguments.into_iter().map(Into::into).collect(),
+        ));
         self
     }
 
@@ -155,7 +158,9 @@ impl Builder {
             hello: hello.encode(),
             build,
             launch: Launch {
-                program: self.command.map_or(Program::Own, |(program, arguments)| Program::Command { program, arguments }),
+                program: self.command.map_or(Program::Own, |(program, arguments)| {
+                    Program::Command { program, arguments }
+                }),
                 environment: self.environment,
                 clear_environment: self.clear_environment,
                 directory: self.directory,
@@ -172,7 +177,9 @@ fn check_process() -> Result<(), BuildError> {
         return Err(BuildError::NotTakenUp);
     }
     if worker::depth() >= worker::MAX_NESTING {
-        return Err(BuildError::TooDeep { depth: worker::depth() });
+        return Err(BuildError::TooDeep {
+            depth: worker::depth(),
+        });
     }
     task::check_registered().map_err(|duplicate| BuildError::DuplicateTask(duplicate.to_string()))
 }
@@ -183,7 +190,10 @@ mod tests {
 
     #[test]
     fn a_size_of_zero_is_refused_with_advice() {
-        let error = Builder::new().size(0).build().expect_err("no pool of nobody");
+        let error = Builder::new()
+            .size(0)
+            .build()
+            .expect_err("no pool of nobody");
         assert!(matches!(error, BuildError::ZeroSize));
         assert!(error.to_string().contains("1 or more"), "{error}");
     }

@@ -22,7 +22,9 @@ use std::time::Instant;
 
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::output::WorkerOutput;
@@ -42,7 +44,10 @@ pub(super) enum Program {
     /// This very program, which becomes a worker before its `main` runs.
     Own,
     /// Another one, which speaks the protocol.
-    Command { program: OsString, arguments: Vec<OsString> },
+    Command {
+        program: OsString,
+        arguments: Vec<OsString>,
+    },
 }
 
 /// A worker process that has just been started, and all of the host's ends of what connects the two.
@@ -63,7 +68,10 @@ pub(super) struct Stillborn {
 
 impl<E: Into<io::Error>> From<E> for Stillborn {
     fn from(why: E) -> Self {
-        Stillborn { orphan: None, why: why.into() }
+        Stillborn {
+            orphan: None,
+            why: why.into(),
+        }
     }
 }
 
@@ -73,7 +81,9 @@ impl Launch {
         match &self.program {
             Program::Own => "this program itself".to_string(),
             Program::Command { program, arguments } => {
-                let words = std::iter::once(program).chain(arguments).map(|word| word.to_string_lossy());
+                let words = std::iter::once(program)
+                    .chain(arguments)
+                    .map(|word| word.to_string_lossy());
                 format!("`{}`", words.collect::<Vec<_>>().join(" "))
             }
         }
@@ -81,8 +91,12 @@ impl Launch {
 
     /// Starts a worker. `hello` is in its socket before it is born, so that it need not wait for us.
     pub(super) fn spawn(&self, hello: &[u8]) -> Result<Child, Stillborn> {
-        let (socket, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let (socket, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         let begun = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         send_with_descriptor(&socket, hello, begun.as_fd())?;
         let wakeup = Wakeup::new()?;
@@ -95,7 +109,13 @@ impl Launch {
             .process_group(0)
             .spawn()?;
         let process = Arc::new(Process::of(child, wakeup)?);
-        Ok(Child { process, socket, begun, output, born: Instant::now() })
+        Ok(Child {
+            process,
+            socket,
+            begun,
+            output,
+            born: Instant::now(),
+        })
     }
 
     fn command(&self) -> Command {
@@ -126,7 +146,11 @@ impl Program {
         match self {
             Program::Own => {
                 let mut command = Command::new(own_program());
-                command.arg0(std::env::args_os().next().unwrap_or_else(|| "errback-worker".into()));
+                command.arg0(
+                    std::env::args_os()
+                        .next()
+                        .unwrap_or_else(|| "errback-worker".into()),
+                );
                 // An argument, not a variable: what a job starts in its turn inherits the one, not the other.
                 command.arg(worker::start_argument(std::process::id()));
                 command
@@ -152,7 +176,11 @@ fn own_program() -> PathBuf {
 }
 
 /// Writes `bytes` with a descriptor attached.
-fn send_with_descriptor(socket: &OwnedFd, bytes: &[u8], descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+fn send_with_descriptor(
+    socket: &OwnedFd,
+    bytes: &[u8],
+    descriptor: BorrowedFd<'_>,
+) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let descriptors = [descriptor];
@@ -161,7 +189,11 @@ fn send_with_descriptor(socket: &OwnedFd, bytes: &[u8], descriptor: BorrowedFd<'
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
     // A socket that nobody has written to takes a hello of some hundred bytes whole.
-    if sent == bytes.len() { Ok(()) } else { Err(Errno::AGAIN) }
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(Errno::AGAIN)
+    }
 }
 
 /// A child process that has not been collected.
@@ -180,7 +212,10 @@ impl Process {
             Ok(pidfd) => Ok(Process { pid, pidfd, wakeup }),
             Err(why) => {
                 let _ = child.kill();
-                Err(Stillborn { orphan: Some(child), why: why.into() })
+                Err(Stillborn {
+                    orphan: Some(child),
+                    why: why.into(),
+                })
             }
         }
     }
@@ -213,7 +248,10 @@ impl Process {
             Ok(None) => None,
             Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
                 (Some(status), _) => Exit::Status(status),
-                (None, Some(signal)) => Exit::Signal { signal, core_dumped: status.dumped() },
+                (None, Some(signal)) => Exit::Signal {
+                    signal,
+                    core_dumped: status.dumped(),
+                },
                 (None, None) => Exit::Unknown,
             }),
             Err(_) => Some(Exit::Unknown),
@@ -222,12 +260,16 @@ impl Process {
 
     /// Whether the process is still our child, alive or not.
     fn is_ours(&self) -> bool {
-        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).is_ok()
+        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+            .is_ok()
     }
 
     fn wait(&self, options: WaitIdOptions) -> Result<Option<rustix::process::WaitIdStatus>, Errno> {
         loop {
-            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options | WaitIdOptions::NOHANG) {
+            match rustix::process::waitid(
+                WaitId::PidFd(self.pidfd.as_fd()),
+                options | WaitIdOptions::NOHANG,
+            ) {
                 Err(Errno::INTR) => {}
                 result => return result,
             }

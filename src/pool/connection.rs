@@ -57,9 +57,24 @@ pub(super) enum Event {
 
 impl Connection {
     pub(super) fn new(child: Child, max_frame: usize) -> Self {
-        let Child { process, socket, begun, output, born } = child;
+        let Child {
+            process,
+            socket,
+            begun,
+            output,
+            born,
+        } = child;
         let reader = FrameReader::new(max_frame);
-        Connection { process, socket, begun, output, born, reader, ran: 0, answered: 0 }
+        Connection {
+            process,
+            socket,
+            begun,
+            output,
+            born,
+            reader,
+            ran: 0,
+            answered: 0,
+        }
     }
 
     /// Blocks until something happens, and meanwhile writes what is `unwritten`.
@@ -76,7 +91,13 @@ impl Connection {
             let ready = self.poll(!unwritten.is_empty(), deadline);
             if ready.socket {
                 match self.read() {
-                    Ok(0) => return if ready.process { Event::Died } else { Event::Closed },
+                    Ok(0) => {
+                        return if ready.process {
+                            Event::Died
+                        } else {
+                            Event::Closed
+                        };
+                    }
                     Ok(_) => continue,
                     Err(_) => {}
                 }
@@ -87,7 +108,11 @@ impl Connection {
                     self.process.wakeup.clear();
                     return Event::Woken;
                 }
-                Ready { socket: false, writable: false, .. } if is_past(deadline) => return Event::Late,
+                Ready {
+                    socket: false,
+                    writable: false,
+                    ..
+                } if is_past(deadline) => return Event::Late,
                 _ => {}
             }
         }
@@ -95,7 +120,10 @@ impl Connection {
 
     /// Whether the process ends within `grace`.
     pub(super) fn ends_within(&self, grace: Duration) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.process.as_fd(), PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(
+            self.process.as_fd(),
+            PollFlags::IN,
+        )];
         poll(&mut fds, Some(Instant::now() + grace));
         !fds[0].revents().is_empty()
     }
@@ -134,7 +162,11 @@ impl Connection {
     fn write(&self, unwritten: &mut &[u8]) -> Result<(), Errno> {
         while !unwritten.is_empty() {
             // NOSIGNAL: the host may have SIGPIPE at its default, and a dead worker must not kill it.
-            match rustix::net::send(&self.socket, unwritten, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match rustix::net::send(
+                &self.socket,
+                unwritten,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
                 Ok(n) => *unwritten = &unwritten[n..],
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(()),
@@ -151,7 +183,11 @@ impl Connection {
     }
 
     fn poll(&self, write: bool, deadline: Option<Instant>) -> Ready {
-        let interest = if write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let interest = if write {
+            PollFlags::IN | PollFlags::OUT
+        } else {
+            PollFlags::IN
+        };
         let mut fds = [
             PollFd::from_borrowed_fd(self.socket.as_fd(), interest),
             PollFd::from_borrowed_fd(self.process.as_fd(), PollFlags::IN),
@@ -178,4 +214,3 @@ struct Ready {
 fn is_past(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
-

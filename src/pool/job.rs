@@ -32,7 +32,8 @@ pub(crate) enum JobState {
     /// Written to a worker's socket, or about to be; the worker may not have begun it.
     Sent(WorkerId),
     /// Known to have begun. (Seldom known: the worker's counter is read only when it died.)
-    #[allow(dead_code)] // batches tell the job that runs from those behind it; until then `Sent` covers both
+    #[allow(dead_code)]
+    // batches tell the job that runs from those behind it; until then `Sent` covers both
     Running(WorkerId),
     /// Finished, or about to be by the one who brought it here.
     Done,
@@ -66,7 +67,13 @@ pub(crate) struct Job {
 impl Job {
     /// A job from the frame of its call, whose number is not known yet.
     pub(crate) fn new(task: &'static str, frame: Vec<u8>, finish: Finish) -> Self {
-        Job { id: 0, task, frame, finish, resends: 0 }
+        Job {
+            id: 0,
+            task,
+            frame,
+            finish,
+            resends: 0,
+        }
     }
 
     /// The number in its pool, from 1; 0 before it has been submitted.

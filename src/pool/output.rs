@@ -23,8 +23,8 @@ use rustix::pipe::PipeFlags;
 use super::wakeup::Wakeup;
 use super::{poll, thread_name};
 
-/// How much of a worker's stderr is kept.
-const TAIL: usize = 4096;
+/// How much of a worker's stderr is kept: the backtrace of an abort should not push out what came before it.
+const TAIL: usize = 16 * 1024;
 /// How much may wait for a blocked stdout.
 const PENDING: usize = 256 * 1024;
 /// A pipe that polls as writable takes so much without blocking (PIPE_BUF).
@@ -86,7 +86,10 @@ impl WorkerOutput {
     pub(super) fn new() -> io::Result<(Self, OwnedFd, OwnedFd)> {
         let (stdout, their_stdout) = pipe()?;
         let (stderr, their_stderr) = pipe()?;
-        let output = WorkerOutput { stdout: Stream::new(stdout, 0), stderr: Stream::new(stderr, 1) };
+        let output = WorkerOutput {
+            stdout: Stream::new(stdout, 0),
+            stderr: Stream::new(stderr, 1),
+        };
         Ok((output, their_stdout, their_stderr))
     }
 }
@@ -102,7 +105,10 @@ impl Output {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Output {
             streams: Mutex::new(Vec::new()),
-            sinks: [Sink::new(rustix::stdio::stdout), Sink::new(rustix::stdio::stderr)],
+            sinks: [
+                Sink::new(rustix::stdio::stdout),
+                Sink::new(rustix::stdio::stderr),
+            ],
             wakeup: Wakeup::new()?,
             thread: Mutex::new(Thread::NotYet),
         })
@@ -116,7 +122,9 @@ impl Output {
             let builder = std::thread::Builder::new().name(thread_name(pool, "output"));
             *thread = Thread::Runs(builder.spawn(move || output.run())?);
         }
-        self.streams.lock().extend([Arc::clone(&worker.stdout), Arc::clone(&worker.stderr)]);
+        self.streams
+            .lock()
+            .extend([Arc::clone(&worker.stdout), Arc::clone(&worker.stderr)]);
         self.wakeup.wake();
         Ok(())
     }
@@ -151,7 +159,9 @@ impl Output {
     fn run(&self) {
         let mut until = None;
         loop {
-            self.streams.lock().retain(|stream| !stream.state.lock().ended);
+            self.streams
+                .lock()
+                .retain(|stream| !stream.state.lock().ended);
             let streams = self.streams.lock().clone();
             if let Thread::Ends = *self.thread.lock() {
                 let until = *until.get_or_insert_with(|| Instant::now() + FLUSH);
@@ -170,14 +180,23 @@ impl Output {
     fn wait(&self, streams: &[Arc<Stream>], until: Option<Instant>) {
         let mut fds = Vec::with_capacity(streams.len() + 3);
         fds.push(PollFd::from_borrowed_fd(self.wakeup.as_fd(), PollFlags::IN));
-        fds.extend(streams.iter().map(|stream| PollFd::new(&stream.pipe, PollFlags::IN)));
-        let blocked = self.sinks.iter().filter(|sink| !sink.pending.lock().bytes.is_empty());
+        fds.extend(
+            streams
+                .iter()
+                .map(|stream| PollFd::new(&stream.pipe, PollFlags::IN)),
+        );
+        let blocked = self
+            .sinks
+            .iter()
+            .filter(|sink| !sink.pending.lock().bytes.is_empty());
         fds.extend(blocked.map(|sink| PollFd::from_borrowed_fd((sink.fd)(), PollFlags::OUT)));
         poll(&mut fds, until);
     }
 
     fn is_flushed(&self) -> bool {
-        self.sinks.iter().all(|sink| sink.pending.lock().bytes.is_empty())
+        self.sinks
+            .iter()
+            .all(|sink| sink.pending.lock().bytes.is_empty())
     }
 
     /// Takes what a pipe holds now.
@@ -203,14 +222,20 @@ impl Output {
 
 impl Stream {
     fn new(pipe: OwnedFd, to: usize) -> Arc<Self> {
-        Arc::new(Stream { pipe, to, state: Mutex::default() })
+        Arc::new(Stream {
+            pipe,
+            to,
+            state: Mutex::default(),
+        })
     }
 
     fn tail(&self) -> String {
         let mut state = self.state.lock();
         let tail = state.tail.make_contiguous();
         // The first character may have been cut.
-        let start = (0..tail.len().min(4)).find(|&i| tail[i] & 0xc0 != 0x80).unwrap_or(0);
+        let start = (0..tail.len().min(4))
+            .find(|&i| tail[i] & 0xc0 != 0x80)
+            .unwrap_or(0);
         String::from_utf8_lossy(&tail[start..]).into_owned()
     }
 }
@@ -226,13 +251,21 @@ impl StreamState {
 
 impl Sink {
     fn new(fd: fn() -> BorrowedFd<'static>) -> Self {
-        Sink { pending: Mutex::default(), writing: Mutex::new(()), fd }
+        Sink {
+            pending: Mutex::default(),
+            writing: Mutex::new(()),
+            fd,
+        }
     }
 
     fn push(&self, bytes: &[u8]) {
         let mut pending = self.pending.lock();
         // Nothing passes a mark that is still to be written.
-        let room = if pending.dropped > 0 { 0 } else { PENDING.saturating_sub(pending.bytes.len()) };
+        let room = if pending.dropped > 0 {
+            0
+        } else {
+            PENDING.saturating_sub(pending.bytes.len())
+        };
         let taken = room.min(bytes.len());
         pending.bytes.extend(&bytes[..taken]);
         pending.dropped += bytes.len() - taken;
@@ -240,13 +273,18 @@ impl Sink {
 
     /// Writes as much as goes without blocking.
     fn write(&self) {
-        let Some(_writing) = self.writing.try_lock() else { return };
+        let Some(_writing) = self.writing.try_lock() else {
+            return;
+        };
         while let Some(chunk) = self.next_chunk() {
             match self.write_chunk(&chunk) {
                 Ok(n) if n == chunk.len() => {}
                 Ok(n) => {
                     let mut pending = self.pending.lock();
-                    chunk[n..].iter().rev().for_each(|byte| pending.bytes.push_front(*byte));
+                    chunk[n..]
+                        .iter()
+                        .rev()
+                        .for_each(|byte| pending.bytes.push_front(*byte));
                     return;
                 }
                 // Nobody reads it: the host's stdout is closed. Nothing is to be done about it, nor to be kept for it.
@@ -263,7 +301,10 @@ impl Sink {
         }
         match std::mem::take(&mut pending.dropped) {
             0 => None,
-            dropped => Some(format!("\n[errback: {dropped} bytes of a worker's output were dropped here]\n").into_bytes()),
+            dropped => Some(
+                format!("\n[errback: {dropped} bytes of a worker's output were dropped here]\n")
+                    .into_bytes(),
+            ),
         }
     }
 
@@ -300,7 +341,7 @@ mod tests {
     #[test]
     fn the_last_words_are_the_end_of_stderr() {
         let words = output_of(|_, stderr| {
-            rustix::io::write(stderr, &[b'x'; 10_000]).expect("a pipe holds 64 KiB");
+            rustix::io::write(stderr, &[b'x'; 20_000]).expect("a pipe holds 64 KiB");
             rustix::io::write(stderr, b"out of memory\n").expect("a pipe holds 64 KiB");
         });
         assert_eq!(words.len(), TAIL);
@@ -328,6 +369,9 @@ mod tests {
         let chunks: Vec<Vec<u8>> = std::iter::from_fn(|| sink.next_chunk()).collect();
         assert_eq!(chunks.len(), PENDING / WRITE_AT_ONCE + 1);
         let mark = String::from_utf8_lossy(chunks.last().expect("the mark"));
-        assert!(mark.contains("4 bytes of a worker's output were dropped"), "{mark}");
+        assert!(
+            mark.contains("4 bytes of a worker's output were dropped"),
+            "{mark}"
+        );
     }
 }

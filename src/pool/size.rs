@@ -30,7 +30,10 @@ fn size(cpus: usize, quota: Option<f64>) -> usize {
 
 /// The smallest quota, in CPUs, of the control groups that `/proc/self/cgroup` names and of those above them.
 fn quota(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<f64> {
-    groups.lines().filter_map(|line| group_quota(line, &read)).reduce(f64::min)
+    groups
+        .lines()
+        .filter_map(|line| group_quota(line, &read))
+        .reduce(f64::min)
 }
 
 /// The quota of one line, `number:controllers:path`. An empty list of controllers means version 2.
@@ -39,20 +42,37 @@ fn group_quota(line: &str, read: &impl Fn(&Path) -> Option<String>) -> Option<f6
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
     let path = path.trim_start_matches('/');
     if controllers.is_empty() {
-        return smallest(Path::new("/sys/fs/cgroup"), path, |group| version_2(&read(&group.join("cpu.max"))?));
+        return smallest(Path::new("/sys/fs/cgroup"), path, |group| {
+            version_2(&read(&group.join("cpu.max"))?)
+        });
     }
-    let mounts = controllers.split(',').any(|name| name == "cpu").then_some(["cpu", "cpu,cpuacct"])?;
+    let mounts = controllers
+        .split(',')
+        .any(|name| name == "cpu")
+        .then_some(["cpu", "cpu,cpuacct"])?;
     let version_1 = |group: &Path| {
-        version_1(&read(&group.join("cpu.cfs_quota_us"))?, &read(&group.join("cpu.cfs_period_us"))?)
+        version_1(
+            &read(&group.join("cpu.cfs_quota_us"))?,
+            &read(&group.join("cpu.cfs_period_us"))?,
+        )
     };
-    mounts.iter().filter_map(|mount| smallest(&Path::new("/sys/fs/cgroup").join(mount), path, version_1)).reduce(f64::min)
+    mounts
+        .iter()
+        .filter_map(|mount| smallest(&Path::new("/sys/fs/cgroup").join(mount), path, version_1))
+        .reduce(f64::min)
 }
 
 /// The smallest of a group and those above it. Inside of a container the path may name what cannot be seen there; the
 /// root of the mount is the container's own group then.
 fn smallest(root: &Path, path: &str, limit: impl Fn(&Path) -> Option<f64>) -> Option<f64> {
-    let groups: Vec<PathBuf> = Path::new(path).ancestors().map(|group| root.join(group)).collect();
-    groups.iter().filter_map(|group| limit(group)).reduce(f64::min)
+    let groups: Vec<PathBuf> = Path::new(path)
+        .ancestors()
+        .map(|group| root.join(group))
+        .collect();
+    groups
+        .iter()
+        .filter_map(|group| limit(group))
+        .reduce(f64::min)
 }
 
 /// `cpu.max`: `max 100000` or `150000 100000`.
@@ -100,7 +120,13 @@ mod tests {
         ];
         assert_eq!(quota_of("0::/a/b\n", &files), Some(2.0));
         assert_eq!(quota_of("0::/\n", &files), None);
-        assert_eq!(quota_of("0::/unseen\n", &[("/sys/fs/cgroup/cpu.max", "50000 100000")]), Some(0.5));
+        assert_eq!(
+            quota_of(
+                "0::/unseen\n",
+                &[("/sys/fs/cgroup/cpu.max", "50000 100000")]
+            ),
+            Some(0.5)
+        );
     }
 
     #[test]

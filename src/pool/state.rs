@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::backlog::Backlog;
 use super::breaker::Breaker;
 use super::child::{Child, Process};
-use super::job::{Job, JobKey, WorkerId};
+use super::job::{Job, JobKey, JobState, Verdict, WorkerId};
 use crate::error::SpawnFailed;
 
 pub(super) struct State {
@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) wanted: usize,
     /// Whether any worker has ever said hello. Before that they are started one at a time.
     pub(super) proven: bool,
+    /// Jobs that are to be cancelled at some time, if they are not done by then.
+    pub(super) notices: Vec<(Instant, JobKey)>,
     /// Jobs that end with the pool; the supervisor fails them.
     pub(super) doomed: Vec<Job>,
     /// Processes that were killed and would not die in time; the supervisor collects them.
@@ -98,6 +100,7 @@ impl State {
             breaker: Breaker::new(),
             wanted: 0,
             proven: false,
+            notices: Vec::new(),
             doomed: Vec::new(),
             undead: Vec::new(),
             on_end: Vec::new(),
@@ -140,13 +143,47 @@ impl State {
 
     /// A worker could not be started: the next try has to wait.
     pub(super) fn note_failed_start(&mut self, failed: SpawnFailed, hopeless: bool) {
-        let failed = SpawnFailed { attempts: self.breaker.failures() + 1, ..failed };
-        self.breaker.failed(failed.into(), Instant::now(), jitter(), hopeless);
+        let failed = SpawnFailed {
+            attempts: self.breaker.failures() + 1,
+            ..failed
+        };
+        self.breaker
+            .failed(failed.into(), Instant::now(), jitter(), hopeless);
+    }
+
+    /// A job that is out shall end by `verdict`, with its worker. In one critical section with the look at where the job
+    /// is: so the kill hits the process that holds it, and no job that came after it.
+    pub(super) fn condemn(&mut self, key: JobKey, verdict: Verdict) {
+        if let JobState::Sent(worker) | JobState::Running(worker) = self.backlog.state(key) {
+            self.backlog.condemn(key, verdict);
+            if let Some(process) = &self.place(worker).process {
+                process.kill();
+            }
+        }
+    }
+
+    /// Takes out the notices that are due; when the next one is.
+    pub(super) fn due_notices(&mut self, now: Instant) -> (Vec<JobKey>, Option<Instant>) {
+        let State {
+            notices, backlog, ..
+        } = self;
+        notices.retain(|(_, job)| backlog.state(*job) != JobState::Done);
+        let due = notices
+            .extract_if(.., |(at, _)| *at <= now)
+            .map(|(_, job)| job)
+            .collect();
+        (due, notices.iter().map(|(at, _)| *at).min())
     }
 
     /// Whether a job that had not begun may be put back.
     pub(super) fn may_resend(&mut self, key: JobKey, at_most: u8) -> bool {
-        let refused = matches!(self.phase, Phase::Closing(Closing { drop_queued: true, .. }));
+        let refused = matches!(
+            self.phase,
+            Phase::Closing(Closing {
+                drop_queued: true,
+                ..
+            })
+        );
         !refused && !self.backlog.condemned(key) && self.backlog.resends(key) < at_most
     }
 }
@@ -159,11 +196,19 @@ fn jitter() -> f64 {
 
 impl Place {
     pub(super) fn new() -> Self {
-        Place { stage: Stage::Vacant, process: None, job: None, dead: false }
+        Place {
+            stage: Stage::Vacant,
+            process: None,
+            job: None,
+            dead: false,
+        }
     }
 
     fn is_starting(&self) -> bool {
-        matches!(self.stage, Stage::Spawning | Stage::Handed(_) | Stage::Starting) && !self.dead
+        matches!(
+            self.stage,
+            Stage::Spawning | Stage::Handed(_) | Stage::Starting
+        ) && !self.dead
     }
 
     fn is_serving(&self) -> bool {
@@ -209,11 +254,26 @@ mod tests {
     #[test]
     fn a_second_order_to_close_can_only_bring_the_end_nearer() {
         let now = Instant::now();
-        let drain = Closing { drop_queued: false, kill_at: None };
-        let soon = Closing { drop_queued: false, kill_at: Some(now + Duration::from_secs(1)) };
-        let at_once = Closing { drop_queued: true, kill_at: Some(now) };
+        let drain = Closing {
+            drop_queued: false,
+            kill_at: None,
+        };
+        let soon = Closing {
+            drop_queued: false,
+            kill_at: Some(now + Duration::from_secs(1)),
+        };
+        let at_once = Closing {
+            drop_queued: true,
+            kill_at: Some(now),
+        };
         let mut phase = Phase::Open;
-        for (order, expected) in [(drain, drain), (soon, soon), (drain, soon), (at_once, at_once), (soon, at_once)] {
+        for (order, expected) in [
+            (drain, drain),
+            (soon, soon),
+            (drain, soon),
+            (at_once, at_once),
+            (soon, at_once),
+        ] {
             phase.close(order);
             assert!(matches!(phase, Phase::Closing(closing) if closing == expected));
         }

@@ -33,7 +33,7 @@ use errback_deferred::Failure;
 use rustix::event::{PollFd, PollFlags};
 
 use super::child::{Child, Process, Stillborn};
-use super::job::{Job, Verdict, WorkerId};
+use super::job::{Job, JobKey, Verdict, WorkerId};
 use super::state::{Phase, Place, Stage, State};
 use super::waiter::Waiter;
 use super::{Shared, poll, thread_name};
@@ -55,6 +55,8 @@ pub(super) struct Supervisor {
 struct Step {
     /// Jobs to fail, and why.
     fail: Vec<(Job, Failure)>,
+    /// Jobs to cancel.
+    cancel: Vec<JobKey>,
     next: Next,
 }
 
@@ -67,7 +69,12 @@ enum Next {
 
 impl Supervisor {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Supervisor { shared, watched: Vec::new(), waiters: Vec::new(), orphans: Vec::new() }
+        Supervisor {
+            shared,
+            watched: Vec::new(),
+            waiters: Vec::new(),
+            orphans: Vec::new(),
+        }
     }
 
     /// The thread's whole life.
@@ -85,7 +92,12 @@ impl Supervisor {
     fn supervise(&mut self) {
         loop {
             let step = self.decide();
-            step.fail.into_iter().for_each(|(job, failure)| job.fail(failure));
+            step.fail
+                .into_iter()
+                .for_each(|(job, failure)| job.fail(failure));
+            step.cancel
+                .into_iter()
+                .for_each(|job| self.shared.cancel(job));
             match step.next {
                 Next::Start(id) => self.start(id),
                 Next::Wait(until) => self.wait(until),
@@ -97,7 +109,8 @@ impl Supervisor {
     /// Looks at everything, and says what is to be done first.
     fn decide(&mut self) -> Step {
         let now = Instant::now();
-        self.orphans.retain_mut(|orphan| matches!(orphan.try_wait(), Ok(None)));
+        self.orphans
+            .retain_mut(|orphan| matches!(orphan.try_wait(), Ok(None)));
         let mut state = self.shared.state.lock();
         state.undead.retain(|process| process.reap().is_none());
         let mut until = state.phase.kill_at();
@@ -105,6 +118,7 @@ impl Supervisor {
             kill_all(&mut state);
             until = None;
         }
+        let (cancel, notice) = state.due_notices(now);
         let mut fail = self.take_doomed(&mut state);
         fail.extend(take_hopeless(&mut state, now));
         if state.is_running_out() {
@@ -115,29 +129,44 @@ impl Supervisor {
             Err(_) if has_ended(&state) => Next::End,
             Err(pause) => {
                 let orphans = (!self.orphans.is_empty()).then(|| now + ORPHANS);
-                Next::Wait([until, pause, orphans].into_iter().flatten().min())
+                Next::Wait([until, notice, pause, orphans].into_iter().flatten().min())
             }
         };
-        Step { fail, next }
+        Step { fail, cancel, next }
     }
 
     fn take_doomed(&self, state: &mut State) -> Vec<(Job, Failure)> {
         if state.doomed.is_empty() {
             return Vec::new();
         }
-        let failure = Failure::from(PoolClosed { pool: self.shared.settings.name.clone(), running: false });
-        state.doomed.drain(..).map(|job| (job, failure.clone())).collect()
+        let failure = Failure::from(PoolClosed {
+            pool: self.shared.settings.name.clone(),
+            running: false,
+        });
+        state
+            .doomed
+            .drain(..)
+            .map(|job| (job, failure.clone()))
+            .collect()
     }
 
     /// The place in which to start a worker now; or when to look again, if that is known.
     fn next_start(&self, state: &mut State, now: Instant) -> Result<WorkerId, Option<Instant>> {
         let (alive, starting, queued) = (state.alive(), state.starting(), state.backlog.queued());
-        let needed = if state.phase.is_open() || queued > 0 { state.wanted } else { 0 };
+        let needed = if state.phase.is_open() || queued > 0 {
+            state.wanted
+        } else {
+            0
+        };
         // One at a time while it is not known whether they start at all.
         let unsure = !state.proven || state.breaker.failures() > 0;
         // Without a job to run for, an open breaker stays open.
         let given_up = state.breaker.reason().is_some() && alive == 0 && queued == 0;
-        if alive >= needed || (unsure && starting > 0) || given_up || matches!(state.phase, Phase::Ended) {
+        if alive >= needed
+            || (unsure && starting > 0)
+            || given_up
+            || matches!(state.phase, Phase::Ended)
+        {
             return Err(None);
         }
         state.breaker.permits(now).map_err(Some)?;
@@ -147,7 +176,10 @@ impl Supervisor {
     }
 
     fn vacant_place(&self, state: &mut State) -> Option<WorkerId> {
-        let vacant = state.places.iter().position(|place| matches!(place.stage, Stage::Vacant));
+        let vacant = state
+            .places
+            .iter()
+            .position(|place| matches!(place.stage, Stage::Vacant));
         let index = vacant.or_else(|| {
             (state.places.len() < self.shared.settings.size).then(|| {
                 state.places.push(Place::new());
@@ -159,7 +191,11 @@ impl Supervisor {
 
     /// Starts a worker and hands it to its waiter. Without the lock: it takes as long as the kernel takes.
     fn start(&mut self, id: WorkerId) {
-        let born = self.shared.settings.launch.spawn(&self.shared.settings.hello);
+        let born = self
+            .shared
+            .settings
+            .launch
+            .spawn(&self.shared.settings.hello);
         if let Err(why) = born.and_then(|child| self.hand_over(id, child)) {
             self.orphans.extend(why.orphan);
             self.note_failure(id, why.why);
@@ -168,7 +204,11 @@ impl Supervisor {
 
     fn hand_over(&mut self, id: WorkerId, child: Child) -> Result<(), Stillborn> {
         let process = Arc::clone(&child.process);
-        if let Err(why) = self.shared.output.watch(&child.output, &self.shared.settings.name) {
+        if let Err(why) = self
+            .shared
+            .output
+            .watch(&child.output, &self.shared.settings.name)
+        {
             self.give_up(&process);
             return Err(why.into());
         }
@@ -192,9 +232,16 @@ impl Supervisor {
             self.shared.bells[id.0 as usize].notify_one();
             return Ok(());
         }
-        let waiter = Waiter { shared: Arc::clone(&self.shared), id };
+        let waiter = Waiter {
+            shared: Arc::clone(&self.shared),
+            id,
+        };
         let name = thread_name(&self.shared.settings.name, &format!("{}", id.0));
-        self.waiters.push(std::thread::Builder::new().name(name).spawn(move || waiter.run())?);
+        self.waiters.push(
+            std::thread::Builder::new()
+                .name(name)
+                .spawn(move || waiter.run())?,
+        );
         Ok(())
     }
 
@@ -206,11 +253,17 @@ impl Supervisor {
     }
 
     fn note_failure(&self, id: WorkerId, why: io::Error) {
-        let hopeless = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied].contains(&why.kind())
+        let hopeless = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied]
+            .contains(&why.kind())
             || why.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error());
         let reason = SpawnFailure::Refused(Arc::new(why));
         let program = self.shared.settings.launch.name();
-        let failed = SpawnFailed { program, attempts: 0, reason, stderr: String::new() };
+        let failed = SpawnFailed {
+            program,
+            attempts: 0,
+            reason,
+            stderr: String::new(),
+        };
         let mut state = self.shared.state.lock();
         let place = state.place(id);
         (place.process, place.stage) = (None, Stage::Vacant);
@@ -224,9 +277,18 @@ impl Supervisor {
     /// Blocks until there may be something to do.
     fn wait(&mut self, until: Option<Instant>) {
         let undead = self.shared.state.lock().undead.clone();
-        let mut fds = vec![PollFd::from_borrowed_fd(self.shared.supervisor.as_fd(), PollFlags::IN)];
-        let processes = self.watched.iter().map(|(_, process)| process).chain(&undead);
-        fds.extend(processes.map(|process| PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)));
+        let mut fds = vec![PollFd::from_borrowed_fd(
+            self.shared.supervisor.as_fd(),
+            PollFlags::IN,
+        )];
+        let processes = self
+            .watched
+            .iter()
+            .map(|(_, process)| process)
+            .chain(&undead);
+        fds.extend(
+            processes.map(|process| PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)),
+        );
         poll(&mut fds, until);
         let ended: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
@@ -244,7 +306,9 @@ impl Supervisor {
 
     /// Step 5.
     fn end(self) {
-        self.waiters.into_iter().for_each(|waiter| drop(waiter.join()));
+        self.waiters
+            .into_iter()
+            .for_each(|waiter| drop(waiter.join()));
         self.shared.output.end();
         let (left, on_end) = {
             let mut state = self.shared.state.lock();
@@ -253,10 +317,15 @@ impl Supervisor {
             left.extend(state.backlog.drain());
             (left, std::mem::take(&mut state.on_end))
         };
-        let closed = PoolClosed { pool: self.shared.settings.name.clone(), running: false };
+        let closed = PoolClosed {
+            pool: self.shared.settings.name.clone(),
+            running: false,
+        };
         left.into_iter().for_each(|job| job.fail(closed.clone()));
         self.shared.ended.notify_all();
-        on_end.into_iter().for_each(|call| drop(catch_unwind(AssertUnwindSafe(call))));
+        on_end
+            .into_iter()
+            .for_each(|call| drop(catch_unwind(AssertUnwindSafe(call))));
     }
 }
 
@@ -265,7 +334,9 @@ fn take_hopeless(state: &mut State, now: Instant) -> Vec<(Job, Failure)> {
     if state.alive() > 0 {
         return Vec::new();
     }
-    let Some(reason) = state.breaker.refusal(now).cloned() else { return Vec::new() };
+    let Some(reason) = state.breaker.refusal(now).cloned() else {
+        return Vec::new();
+    };
     let jobs = state.backlog.drain();
     state.counts.finished += jobs.len() as u64;
     jobs.into_iter().map(|job| (job, reason.clone())).collect()
@@ -273,7 +344,9 @@ fn take_hopeless(state: &mut State, now: Instant) -> Vec<(Job, Failure)> {
 
 /// Step 4.
 fn kill_all(state: &mut State) {
-    let State { places, backlog, .. } = state;
+    let State {
+        places, backlog, ..
+    } = state;
     for place in places {
         if let Some(job) = place.job {
             backlog.condemn(job, Verdict::Closed);
@@ -286,5 +359,9 @@ fn kill_all(state: &mut State) {
 
 /// Whether nothing is left to wait for.
 fn has_ended(state: &State) -> bool {
-    state.is_running_out() && state.places.iter().all(|place| matches!(place.stage, Stage::Ended))
+    state.is_running_out()
+        && state
+            .places
+            .iter()
+            .all(|place| matches!(place.stage, Stage::Ended))
 }

@@ -4,7 +4,7 @@ use errback_deferred::Failure;
 
 use super::job::{Job, Outcome};
 use super::{JobHandle, Pool};
-use crate::error::{JobPanicked, NotSerialisable, RemoteError, UnknownTask};
+use crate::error::{EncodeError, JobPanicked, NotSerialisable, RemoteError, UnknownTask};
 use crate::task::Task;
 use crate::wire::{self, ErrorKind, RemoteErrorBody};
 
@@ -13,17 +13,34 @@ pub(crate) trait Sink<T>: FnOnce(Result<T, Failure>) + Send + 'static {}
 
 impl<T, S: FnOnce(Result<T, Failure>) + Send + 'static> Sink<T> for S {}
 
+/// A call of a task, encoded; it only lacks what is to be done with the result.
+pub(crate) struct Encoded<F> {
+    task: F,
+    frame: Vec<u8>,
+}
+
+impl<F: Task> Encoded<F> {
+    /// The job that hands its result to `sink`.
+    pub(crate) fn job(self, sink: impl Sink<F::Output>) -> Job {
+        let name = self.task.name();
+        Job::new(
+            name,
+            self.frame,
+            Box::new(move |outcome| sink(decode::<F>(name, outcome))),
+        )
+    }
+}
+
 impl Pool {
-    /// The job that runs `task` with `args` and hands the result to `sink`.
-    ///
-    /// On failure the arguments cannot be encoded, and `sink` has not been called.
-    pub(crate) fn job<F: Task, S: Sink<F::Output>>(&self, task: F, args: &F::Args, sink: S) -> Result<Job, (Failure, S)> {
+    /// The bytes of a call.
+    pub(crate) fn encode<F: Task>(
+        &self,
+        task: F,
+        args: &F::Args,
+    ) -> Result<Encoded<F>, EncodeError> {
         task.entry(); // keeps the linker from dropping the task
-        let name = task.name();
-        match wire::encode_call(0, name, args, self.shared().settings.max_frame) {
-            Ok(frame) => Ok(Job::new(name, frame, Box::new(move |outcome| sink(decode::<F>(name, outcome))))),
-            Err(error) => Err((error.into(), sink)),
-        }
+        let frame = wire::encode_call(0, task.name(), args, self.shared().settings.max_frame)?;
+        Ok(Encoded { task, frame })
     }
 
     /// Submits a job; one that is refused fails right here.
@@ -50,13 +67,39 @@ fn decode<F: Task>(task: &'static str, outcome: Outcome<'_>) -> Result<F::Output
 /// The failure that a worker's error stands for.
 fn decode_failure<F: Task>(task: &str, body: RemoteErrorBody) -> Failure {
     let task = task.to_string();
-    let RemoteErrorBody { message, location, backtrace, .. } = body;
+    let RemoteErrorBody {
+        message,
+        location,
+        backtrace,
+        ..
+    } = body;
     match body.kind {
-        ErrorKind::Panic => JobPanicked { task, message, location, backtrace }.into(),
+        ErrorKind::Panic => JobPanicked {
+            task,
+            message,
+            location,
+            backtrace,
+        }
+        .into(),
         ErrorKind::UnknownTask => UnknownTask { task, message }.into(),
-        ErrorKind::DecodeArgs => NotSerialisable { task, result: false, message }.into(),
-        ErrorKind::EncodeResult => NotSerialisable { task, result: true, message }.into(),
-        _ => task_error::<F>(RemoteErrorBody { message, location, backtrace, ..body }),
+        ErrorKind::DecodeArgs => NotSerialisable {
+            task,
+            result: false,
+            message,
+        }
+        .into(),
+        ErrorKind::EncodeResult => NotSerialisable {
+            task,
+            result: true,
+            message,
+        }
+        .into(),
+        _ => task_error::<F>(RemoteErrorBody {
+            message,
+            location,
+            backtrace,
+            ..body
+        }),
     }
 }
 

@@ -88,7 +88,8 @@ impl Waiter {
         loop {
             match worker.wait(&mut &[][..], Some(deadline)) {
                 Event::Frame => {
-                    self.check_hello(worker).map_err(|why| End::NotStarted(Some(why)))?;
+                    self.check_hello(worker)
+                        .map_err(|why| End::NotStarted(Some(why)))?;
                     self.shared.enter_service(self.id);
                     return Ok(());
                 }
@@ -107,15 +108,26 @@ impl Waiter {
     }
 
     fn check_hello(&self, worker: &mut Connection) -> Result<(), SpawnFailure> {
-        let hello = read_hello(worker).map_err(|error| SpawnFailure::NotAWorker(error.to_string()))?;
+        let hello =
+            read_hello(worker).map_err(|error| SpawnFailure::NotAWorker(error.to_string()))?;
+        if hello.language.is_empty() {
+            return Err(SpawnFailure::NotAWorker(
+                "its hello does not say what it is".to_string(),
+            ));
+        }
         if hello.protocol != wire::PROTOCOL {
-            let what = format!("it speaks version {} of the protocol, not {}", hello.protocol, wire::PROTOCOL);
+            let what = format!(
+                "it speaks version {} of the protocol, not {}",
+                hello.protocol,
+                wire::PROTOCOL
+            );
             return Err(SpawnFailure::NotAWorker(what));
         }
         match &self.shared.settings.build {
-            Some(ours) if *ours != hello.build => {
-                Err(SpawnFailure::BuildMismatch { ours: ours.clone(), theirs: hello.build })
-            }
+            Some(ours) if *ours != hello.build => Err(SpawnFailure::BuildMismatch {
+                ours: ours.clone(),
+                theirs: hello.build,
+            }),
             _ => Ok(()),
         }
     }
@@ -125,12 +137,18 @@ impl Waiter {
         loop {
             match self.shared.next_job(self.id) {
                 Next::Call(call) => {
-                    let sent = Sent { call, at: Instant::now() };
+                    let sent = Sent {
+                        call,
+                        at: Instant::now(),
+                    };
                     if let Err(end) = self.call(worker, sent) {
                         return end;
                     }
                     if !worker.reader.is_empty() {
-                        return End::Broke(None, ProtocolError::new("it said more than its answer"));
+                        return End::Broke(
+                            None,
+                            ProtocolError::new("it said more than its answer"),
+                        );
                     }
                 }
                 Next::Died => return End::Died(None),
@@ -150,7 +168,11 @@ impl Waiter {
                     Ok(Answered::TooLate) => break None,
                     Err(error) => break Some(error),
                 },
-                Event::Frame => break Some(ProtocolError::new("it answered before it had read the call")),
+                Event::Frame => {
+                    break Some(ProtocolError::new(
+                        "it answered before it had read the call",
+                    ));
+                }
                 Event::Woken if self.shared.is_condemned(sent.call.key) => break None,
                 Event::Woken | Event::Late => {}
                 Event::Died => break None,
@@ -167,7 +189,9 @@ impl Waiter {
 
     /// Looks at the frame that is in the reader.
     fn answer(&self, worker: &mut Connection, call: &Call) -> Result<Answered, ProtocolError> {
-        let Some(frame) = worker.reader.next_frame()? else { return Ok(Answered::NotYet) };
+        let Some(frame) = worker.reader.next_frame()? else {
+            return Ok(Answered::NotYet);
+        };
         let answer = match Message::parse(frame)? {
             Message::Answer(answer) => answer,
             Message::Notification { .. } => return Ok(Answered::NotYet), // from a later version
@@ -176,7 +200,10 @@ impl Waiter {
         self.check_id(&answer, call)?;
         worker.answered += 1;
         worker.ran += u64::from(has_run(&answer.outcome));
-        match self.shared.complete(self.id, call.key, worker.answered == 1) {
+        match self
+            .shared
+            .complete(self.id, call.key, worker.answered == 1)
+        {
             Completed::Finish(job) => job.finish(Outcome::Answer(answer.outcome)),
             Completed::Condemned => return Ok(Answered::TooLate),
         }
@@ -186,7 +213,10 @@ impl Waiter {
     fn check_id(&self, answer: &Answer<'_>, call: &Call) -> Result<(), ProtocolError> {
         match answer.id == call.key.id {
             true => Ok(()),
-            false => Err(ProtocolError::new(format!("it answered job {} instead of {}", answer.id, call.key.id))),
+            false => Err(ProtocolError::new(format!(
+                "it answered job {} instead of {}",
+                answer.id, call.key.id
+            ))),
         }
     }
 
@@ -201,7 +231,12 @@ impl Waiter {
         let exit = self.collect(&worker); // 3
         let stderr = self.shared.output.bury(&worker.output); // 4
         let begun = worker.had_begun();
-        let death = Death { exit, stderr, begun, worker: &worker };
+        let death = Death {
+            exit,
+            stderr,
+            begun,
+            worker: &worker,
+        };
         let failed = self.failed_start(&end, &death);
         match end {
             End::Died(Some(sent)) => self.bury_with_job(sent, None, death, failed), // 5, 6
@@ -224,12 +259,19 @@ impl Waiter {
             End::Died(_) | End::Broke(..) => return None,
         };
         let program = self.shared.settings.launch.name();
-        Some(SpawnFailed { program, attempts: 0, reason, stderr: death.stderr.clone() })
+        Some(SpawnFailed {
+            program,
+            attempts: 0,
+            reason,
+            stderr: death.stderr.clone(),
+        })
     }
 
     /// Finishes the job after all if its answer had been sent before the death.
     fn hear_out(&self, worker: &mut Connection, end: End) -> End {
-        let End::Died(Some(sent)) = end else { return end };
+        let End::Died(Some(sent)) = end else {
+            return end;
+        };
         while worker.drain() {
             match self.answer(worker, &sent.call) {
                 Ok(Answered::NotYet) => {}
@@ -247,7 +289,13 @@ impl Waiter {
         self.shared.reap(self.id, &worker.process)
     }
 
-    fn bury_with_job(&self, sent: Sent, broke: Option<ProtocolError>, death: Death<'_>, failed: Option<SpawnFailed>) {
+    fn bury_with_job(
+        &self,
+        sent: Sent,
+        broke: Option<ProtocolError>,
+        death: Death<'_>,
+        failed: Option<SpawnFailed>,
+    ) {
         let key = sent.call.key;
         let mut state = self.shared.state.lock();
         state.counts.died += 1;
@@ -279,9 +327,11 @@ impl Waiter {
     ) -> Failure {
         match (verdict, broke) {
             (Some(Verdict::Cancelled), _) => CancelledError.into(),
-            (Some(Verdict::Closed), _) => {
-                PoolClosed { pool: self.shared.settings.name.clone(), running: true }.into()
+            (Some(Verdict::Closed), _) => PoolClosed {
+                pool: self.shared.settings.name.clone(),
+                running: true,
             }
+            .into(),
             (None, Some(error)) => error.into(),
             (None, None) => death.of_job(job, at).into(),
         }
@@ -325,9 +375,15 @@ impl Death<'_> {
 }
 
 fn read_hello(worker: &mut Connection) -> Result<WorkerHello, ProtocolError> {
-    let frame = worker.reader.next_frame()?.expect("a wait that ended with a frame leaves it there");
+    let frame = worker
+        .reader
+        .next_frame()?
+        .expect("a wait that ended with a frame leaves it there");
     match Message::parse(frame)? {
-        Message::Notification { method: "hello", params } => WorkerHello::parse(params),
+        Message::Notification {
+            method: "hello",
+            params,
+        } => WorkerHello::parse(params),
         _ => Err(ProtocolError::new("its first message is no hello")),
     }
 }
@@ -339,7 +395,9 @@ fn not_a_worker(why: impl ToString) -> End {
 /// Whether an answer is to a job whose function was entered; the worker counts those.
 fn has_run(outcome: &wire::Outcome<'_>) -> bool {
     match outcome {
-        wire::Outcome::Error(body) => !matches!(body.kind, ErrorKind::UnknownTask | ErrorKind::DecodeArgs),
+        wire::Outcome::Error(body) => {
+            !matches!(body.kind, ErrorKind::UnknownTask | ErrorKind::DecodeArgs)
+        }
         _ => true,
     }
 }

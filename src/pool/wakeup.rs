@@ -10,7 +10,10 @@ pub(super) struct Wakeup(OwnedFd);
 
 impl Wakeup {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Wakeup(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Wakeup(rustix::event::eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 
     /// Makes the descriptor readable. It fails only when the count is at its maximum, and then it is readable.

@@ -1,0 +1,286 @@
+//! The call: `defer_to_process(&reactor, task, (arguments,))`, and hops 1 and 8 of a job's life.
+//!
+//! 1. Here, on the loop's thread: the arguments become bytes, a Deferred and a job are made.
+//! 2. `Shared::submit` (in `pool.rs`): into the backlog.
+//! 3. to 6. A waiter thread (`pool/waiter.rs`), the worker (`worker.rs`), and the waiter again.
+//! 7. `call_from_thread` wakes the loop, once for all answers that are there by then.
+//! 8. The Deferred fires, on the loop's thread.
+//!
+//! This is the only file that knows both the pool and an event loop. It needs little of the loop: calls from other
+//! threads, and to be told of its end. With our own [`Reactor`] the pool need not even be made: the first call makes one
+//! and hangs it on the reactor, and the reactor's shutdown ends it.
+
+use std::cell::{OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use errback_deferred::{
+    Deferred, LoopGone, Phase, ReactorCore, ReactorFromThreads, RemoteResolver, Resolver,
+    SystemEvent, fail,
+};
+use errback_reactor::Reactor;
+
+use crate::error::BuildError;
+use crate::pool::{JobHandle, Pool};
+use crate::task::Task;
+
+/// How long jobs that run may go on when their loop shuts down, before they are killed.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs a task in a worker process, as `defer_to_thread` runs a function in a thread.
+///
+/// ```no_run
+/// use errback::{Reactor, defer_to_process};
+///
+/// #[errback::task]
+/// fn count_primes(from: u64, to: u64) -> usize {
+///     (from.max(2)..to).filter(|n| (2..*n).all(|d| n % d != 0)).count()
+/// }
+///
+/// let reactor = Reactor::new()?;
+/// let end = reactor.clone();
+/// defer_to_process(&reactor, count_primes, (1, 10_000))
+///     .add_callback(|count| println!("{count} primes"))
+///     .add_errback(|failure| eprintln!("{failure}"))
+///     .add_both(move |_| end.stop().map_err(Into::into))
+///     .log_failure();
+/// reactor.run()?;
+/// # Ok::<(), errback::Failure>(())
+/// ```
+///
+/// The first call makes a [`Pool`] of the default size, which stays with the reactor; see [`process_pool`]. When the
+/// reactor stops, jobs that wait fail with [`PoolClosed`](crate::PoolClosed) at once, jobs that run have two seconds and are then killed and
+/// fail with the same, and `run` returns when all their Deferreds have fired.
+///
+/// Cancelling the Deferred takes the job out if it waits; if it runs, its worker is killed (and replaced), and the Deferred
+/// fails with [`CancelledError`](crate::CancelledError). Dropping the Deferred changes nothing for the job.
+///
+/// # Errors
+/// On the Deferred, never by a panic: what the task returned as `Err`, or one of those of [`Pool::apply_async`], or a
+/// [`BuildError`] when there can be no pool.
+#[track_caller]
+pub fn defer_to_process<F: Task>(reactor: &Reactor, task: F, args: F::Args) -> Deferred<F::Output> {
+    match process_pool(reactor) {
+        Ok(pool) => start(&reactor.from_threads(), &pool, task, &args, |_| ()),
+        Err(why) => fail(why),
+    }
+}
+
+/// As [`defer_to_process`], in a pool of one's own and with any event loop that implements [`ReactorCore`].
+///
+/// To be called on the loop's thread. When that loop shuts down, the jobs that it submitted and that wait are cancelled,
+/// those that run have two seconds and are then cancelled too; the pool itself goes on.
+///
+/// ```no_run
+/// # #[errback::task] fn square(n: u64) -> u64 { n * n }
+/// # let reactor = errback::Reactor::new()?;
+/// let pool = errback::Pool::builder().size(2).build()?;
+/// let d = errback::defer_to_process_pool(&reactor, &pool, square, (7,));
+/// # d.log_failure();
+/// # Ok::<(), errback::Failure>(())
+/// ```
+///
+/// # Errors
+/// As [`defer_to_process`].
+#[track_caller]
+pub fn defer_to_process_pool<F: Task>(
+    event_loop: &impl ReactorCore,
+    pool: &Pool,
+    task: F,
+    args: F::Args,
+) -> Deferred<F::Output> {
+    let threads = event_loop.from_threads();
+    let outstanding = match Outstanding::of(event_loop, &threads) {
+        Ok(outstanding) => outstanding,
+        Err(gone) => return fail(gone),
+    };
+    let mut place = None;
+    let submitted = |job: &JobHandle| place = Some(outstanding.add(job.clone()));
+    let d = start(&threads, pool, task, &args, submitted);
+    match place {
+        Some(place) => d.add_both(move |result| {
+            outstanding.remove(place);
+            result
+        }),
+        None => d,
+    }
+}
+
+/// The pool that [`defer_to_process`] uses on this reactor; made now if there is none yet.
+///
+/// # Errors
+/// As [`Builder::build`](crate::Builder::build).
+pub fn process_pool(reactor: &Reactor) -> Result<Pool, BuildError> {
+    if let Some(pool) = reactor.services().get::<Pool>() {
+        return Ok(Pool::clone(&pool));
+    }
+    let pool = reactor.services().get_or_try_init(Pool::new)?;
+    close_with(reactor, &pool);
+    Ok(Pool::clone(&pool))
+}
+
+/// Ends the reactor's own pool with the reactor. The shutdown waits for it.
+fn close_with(reactor: &Reactor, pool: &Pool) {
+    let threads = reactor.from_threads();
+    // A reactor that has stopped already has no shutdown any more.
+    if threads.call_from_thread(Box::new(|| ())).is_err() {
+        return pool.terminate();
+    }
+    let pool = Arc::clone(pool.shared());
+    let close = move || {
+        let (ended, d) = RemoteResolver::new(threads);
+        pool.shut_down(SHUTDOWN_GRACE);
+        pool.on_end(Box::new(move || ended.fire(Ok(()))));
+        Some(d)
+    };
+    ReactorCore::add_system_event_trigger(
+        reactor,
+        Phase::Before,
+        SystemEvent::Shutdown,
+        Box::new(close),
+    );
+}
+
+/// Hops 1 and 2. `submitted` is shown the job's handle.
+#[track_caller]
+fn start<F: Task>(
+    threads: &Arc<dyn ReactorFromThreads>,
+    pool: &Pool,
+    task: F,
+    args: &F::Args,
+    submitted: impl FnOnce(&JobHandle),
+) -> Deferred<F::Output> {
+    let call = match pool.encode(task, args) {
+        Ok(call) => call,
+        Err(error) => return fail(error),
+    };
+    // Looked at here, so that it fails here, even if the loop is no more. A pool that closes at this very moment on
+    // another thread is found out by the submit.
+    if let Some(why) = pool.shared().refusal() {
+        return fail(why);
+    }
+    let handle: Rc<OnceCell<JobHandle>> = Rc::default();
+    let to_cancel = Rc::clone(&handle);
+    // A job that runs ends when its process is gone, not when that was asked for.
+    let (resolver, d) = Deferred::with_cancel_request(move || {
+        to_cancel.get().into_iter().for_each(JobHandle::cancel)
+    });
+    let resolver = RemoteResolver::of(Arc::clone(threads), resolver);
+    if let Some(job) = pool.submit(call.job(move |result| resolver.fire(result))) {
+        submitted(&job);
+        let _ = handle.set(job);
+    }
+    d
+}
+
+thread_local! {
+    /// For each loop of this thread: the jobs that it has out in pools that are not its own.
+    static LOOPS: RefCell<Vec<(Arc<dyn ReactorFromThreads>, Rc<Outstanding>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The jobs that a loop has out, so that it does not end without them: their Deferreds could not fire any more.
+#[derive(Default)]
+struct Outstanding {
+    jobs: RefCell<Jobs>,
+    end: RefCell<End>,
+}
+
+#[derive(Default)]
+struct Jobs {
+    places: Vec<Option<JobHandle>>,
+    free: Vec<usize>,
+}
+
+#[derive(Default)]
+enum End {
+    #[default]
+    NotYet,
+    /// The loop's shutdown waits for the last job.
+    Awaited(Resolver<()>),
+    Reached,
+}
+
+impl Outstanding {
+    /// This loop's; made by its first job.
+    fn of(
+        event_loop: &impl ReactorCore,
+        threads: &Arc<dyn ReactorFromThreads>,
+    ) -> Result<Rc<Outstanding>, LoopGone> {
+        if let Some(known) = Outstanding::find(threads) {
+            return match *known.end.borrow() {
+                End::Reached => Err(LoopGone),
+                _ => Ok(Rc::clone(&known)),
+            };
+        }
+        // A loop that has ended already would never run our trigger.
+        threads.call_from_thread(Box::new(|| ()))?;
+        let made = Rc::new(Outstanding::default());
+        LOOPS.with_borrow_mut(|loops| {
+            loops.retain(|(_, known)| !matches!(*known.end.borrow(), End::Reached));
+            loops.push((Arc::clone(threads), Rc::clone(&made)));
+        });
+        let shut_down = Rc::clone(&made);
+        let trigger = Box::new(move || shut_down.shut_down());
+        event_loop.add_system_event_trigger(Phase::Before, SystemEvent::Shutdown, trigger);
+        Ok(made)
+    }
+
+    fn find(threads: &Arc<dyn ReactorFromThreads>) -> Option<Rc<Outstanding>> {
+        LOOPS.with_borrow(|loops| {
+            let mut loops = loops.iter();
+            let known = loops
+                .find(|(known, _)| std::ptr::addr_eq(Arc::as_ptr(known), Arc::as_ptr(threads)))?;
+            Some(Rc::clone(&known.1))
+        })
+    }
+
+    fn add(&self, job: JobHandle) -> usize {
+        let Jobs { places, free } = &mut *self.jobs.borrow_mut();
+        match free.pop() {
+            Some(place) => {
+                places[place] = Some(job);
+                place
+            }
+            None => {
+                places.push(Some(job));
+                places.len() - 1
+            }
+        }
+    }
+
+    /// The job's Deferred has fired.
+    fn remove(&self, place: usize) {
+        let mut jobs = self.jobs.borrow_mut();
+        jobs.places[place] = None;
+        jobs.free.push(place);
+        let last = jobs.free.len() == jobs.places.len();
+        drop(jobs);
+        if last && matches!(*self.end.borrow(), End::Awaited(_)) {
+            if let End::Awaited(shutdown) = self.end.replace(End::Reached) {
+                let _ = shutdown.callback(()); // whoever cancelled the wait does not wait
+            }
+        }
+    }
+
+    /// The loop's shutdown: gives the jobs their notice, and says when the last has fired.
+    fn shut_down(&self) -> Option<Deferred<()>> {
+        let jobs: Vec<JobHandle> = self
+            .jobs
+            .borrow()
+            .places
+            .iter()
+            .flatten()
+            .cloned()
+            .collect();
+        if jobs.is_empty() {
+            self.end.replace(End::Reached);
+            return None;
+        }
+        let (shutdown, d) = Deferred::new();
+        self.end.replace(End::Awaited(shutdown));
+        jobs.iter()
+            .for_each(|job| job.cancel_within(SHUTDOWN_GRACE));
+        Some(d)
+    }
+}

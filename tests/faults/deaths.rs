@@ -1,0 +1,182 @@
+//! K, X and S: workers that are killed, leave, or are stopped.
+
+use errback::{Exit, Pool, WorkerDied};
+use rustix::process::Signal;
+
+use crate::support::{Belongings, Invariant, children, failure_of, kill, pool, rows, value};
+use crate::tasks::*;
+
+/// Kills a worker in its job by `signal`, between a bystander and ten that wait.
+fn killed_in_job(signal: Signal) {
+    let mut invariant = Invariant::new().with_bystander();
+    let victim = invariant
+        .pool
+        .apply_async(hold, (invariant.gate.path.clone(),));
+    let held = invariant.gate.held();
+    invariant.queue();
+    held.kill(signal);
+    let died = failure_of::<WorkerDied, _>(victim);
+    let worker = held.gone();
+    assert_eq!(
+        (died.exit.signal(), died.started, died.pid),
+        (Some(signal.as_raw()), true, worker)
+    );
+    invariant.check();
+}
+
+/// A job that ends its worker, between a bystander and ten that wait.
+fn dies(start: impl FnOnce(&Pool) -> WorkerDied) -> WorkerDied {
+    let invariant = Invariant::new().with_bystander();
+    let died = start(&invariant.pool);
+    assert!(died.started, "{died}");
+    invariant.check();
+    died
+}
+
+rows! {
+    fn k1_idle_workers_that_are_killed_fail_no_job() {
+        let invariant = Invariant::new();
+        let workers = invariant.pool.stats().workers;
+        assert_eq!(workers.len(), 2);
+        workers.into_iter().for_each(|pid| kill(pid, Signal::KILL));
+        let jobs: Vec<_> = (0..3).map(|n| invariant.pool.apply_async(add, (n, 1))).collect();
+        assert_eq!(jobs.into_iter().map(value).collect::<Vec<_>>(), [1, 2, 3]);
+        invariant.check();
+    }
+
+    fn k1_an_idle_worker_that_is_killed_is_replaced_without_a_job() {
+        let invariant = Invariant::new();
+        let before = invariant.pool.stats();
+        kill(before.workers[0], Signal::KILL);
+        crate::support::eventually(crate::support::WHOLE, "a new worker", || {
+            let now = invariant.pool.stats();
+            now.workers.len() == 2 && now.spawned == before.spawned + 1
+        });
+        invariant.check();
+    }
+
+    fn k2_a_job_that_had_not_begun_goes_to_another_worker() {
+        let mut invariant = Invariant::new().with_bystander();
+        let victim = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
+        kill(victim, Signal::STOP);
+        let job = invariant.pool.apply_async(add, (1, 2));
+        crate::support::eventually(crate::support::SOON, "the job is sent", || invariant.pool.stats().running == 2);
+        kill(victim, Signal::KILL);
+        assert_eq!(value(job), 3);
+        assert_eq!(invariant.pool.stats().resent, 1);
+        invariant.queue();
+        invariant.check();
+    }
+
+    fn k3_a_worker_killed_while_it_reads_a_large_call_costs_nothing() {
+        let invariant = Invariant::new().with_bystander();
+        let victim = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
+        kill(victim, Signal::STOP);
+        let job = invariant.pool.apply_async(echo, (vec![7; 64 << 20],));
+        crate::support::eventually(crate::support::SOON, "the job is sent", || invariant.pool.stats().running == 2);
+        kill(victim, Signal::KILL);
+        assert!(value(job) == vec![7; 64 << 20]);
+        invariant.check();
+    }
+
+    fn k4_a_worker_killed_in_its_job_fails_only_that_job() {
+        killed_in_job(Signal::KILL);
+    }
+
+    fn k5_half_an_answer_is_no_answer() {
+        for n in 0..8 {
+            let invariant = Invariant::new();
+            let job = invariant.pool.apply_async(answer_and_abort, (64 << 20, 20_000 * n));
+            match job.get() {
+                Ok(bytes) => assert_eq!(bytes.len(), 64 << 20),
+                Err(failure) => {
+                    let died = failure.check::<WorkerDied>().expect("a death");
+                    assert_eq!((died.exit.signal(), died.started), (Some(6), true));
+                }
+            }
+            // The answer may have been faster than the abort; then the worker dies idle.
+            invariant.check_job_after();
+        }
+    }
+
+    fn k9_other_signals_end_it_like_sigkill() {
+        killed_in_job(Signal::TERM);
+        killed_in_job(Signal::INT);
+        killed_in_job(Signal::HUP);
+        killed_in_job(Signal::USR1);
+    }
+
+    fn x1_x2_a_job_that_exits_is_a_death_with_that_status() {
+        for status in [0, 3, 255] {
+            let died = dies(|pool| failure_of(pool.apply_async(exit, (status,))));
+            assert_eq!(died.exit, Exit::Status(status));
+        }
+    }
+
+    fn x3_a_job_that_crashes_is_a_death_with_that_signal() {
+        let died = dies(|pool| failure_of(pool.apply_async(abort, ())));
+        assert_eq!(died.exit.signal(), Some(Signal::ABORT.as_raw()));
+        let died = dies(|pool| failure_of(pool.apply_async(segfault, ())));
+        assert_eq!(died.exit.signal(), Some(Signal::SEGV.as_raw()));
+        for signal in [Signal::BUS, Signal::ILL, Signal::FPE] {
+            let died = dies(|pool| failure_of(pool.apply_async(signal_oneself, (signal.as_raw(),))));
+            assert_eq!(died.exit.signal(), Some(signal.as_raw()));
+        }
+    }
+
+    fn x3_the_death_tells_the_last_words() {
+        let words = "the decoder lost its way".to_string();
+        let died = dies(|pool| failure_of(pool.apply_async(last_words_then_abort, (words.clone(),))));
+        assert!(died.stderr.contains(&words), "{died:?}");
+        assert!(died.to_string().ends_with(&format!("its last words: {words}")), "{died}");
+        assert!(died.task.ends_with("last_words_then_abort") && died.job > 0, "{died:?}");
+    }
+
+    fn x4_a_stack_overflow_is_a_death() {
+        let died = dies(|pool| failure_of(pool.apply_async(overflow_stack, (0,))));
+        let signals = [Signal::SEGV.as_raw(), Signal::ABORT.as_raw()];
+        assert!(died.exit.signal().is_some_and(|signal| signals.contains(&signal)), "{died}");
+    }
+
+    fn x5_a_job_that_wants_more_memory_than_it_may_have_dies_alone() {
+        let before = Belongings::now();
+        let pool = Pool::builder().size(2).memory_limit(512 << 20).build().expect("a pool");
+        let invariant = Invariant::of(pool, before).with_bystander();
+        let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(allocate, (1 << 30,)));
+        assert_eq!(died.exit.signal(), Some(Signal::ABORT.as_raw()), "{died}");
+        assert!(died.stderr.contains("memory"), "{died:?}");
+        assert_eq!(value(invariant.pool.apply_async(allocate, (1 << 20,))), 1 << 20);
+        invariant.check();
+    }
+
+    fn x7_a_worker_that_aborts_after_its_answer_harms_nobody() {
+        let invariant = Invariant::new();
+        let pid = value(invariant.pool.apply_async(abort_later, (20,)));
+        crate::support::eventually(crate::support::WHOLE, "it is gone", || !crate::support::is_alive(pid));
+        invariant.check();
+    }
+
+    fn s1_a_stopped_worker_can_be_cancelled() {
+        let invariant = Invariant::new().with_bystander();
+        let victim = invariant.pool.apply_async(hold, (invariant.gate.path.clone(),));
+        let held = invariant.gate.held();
+        held.kill(Signal::STOP);
+        victim.cancel();
+        failure_of::<errback::CancelledError, _>(victim);
+        held.gone();
+        invariant.check();
+    }
+
+    fn s4_stopped_workers_do_not_delay_a_shutdown() {
+        let before = Belongings::now();
+        let invariant = Invariant::of(pool(2), before.clone());
+        let job = invariant.pool.apply_async(hold, (invariant.gate.path.clone(),));
+        let held = invariant.gate.held();
+        invariant.pool.stats().workers.into_iter().for_each(|pid| kill(pid, Signal::STOP));
+        invariant.pool.terminate();
+        assert!(invariant.pool.join_timeout(crate::support::WHOLE));
+        failure_of::<errback::PoolClosed, _>(job);
+        held.gone();
+        assert!(children().is_empty());
+    }
+}

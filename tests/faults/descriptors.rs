@@ -1,0 +1,112 @@
+//! F: descriptors closed, inherited, used up; and output that nobody reads.
+
+use errback::{ProtocolError, WorkerDied};
+use rustix::process::{Resource, Rlimit, Signal};
+
+use crate::support::{
+    Belongings, Invariant, close, eventually, failure, failure_of, kill, pool, rows, succeeds,
+    value,
+};
+use crate::tasks::*;
+
+rows! {
+    fn f1_a_job_that_closes_all_descriptors_hurts_itself_only() {
+        let invariant = Invariant::new().with_bystander();
+        let failure = failure(invariant.pool.apply_async(close_descriptors, (3, 1024)));
+        assert!(failure.is::<WorkerDied>() || failure.is::<ProtocolError>(), "{failure:?}");
+        invariant.check();
+    }
+
+    fn f2_a_job_may_close_the_standard_descriptors() {
+        let invariant = Invariant::new();
+        let worker = value(invariant.pool.apply_async(close_descriptors, (0, 3)));
+        assert!(crate::support::is_alive(worker));
+        invariant.check();
+    }
+
+    fn f3_output_without_end_blocks_no_job() {
+        let invariant = Invariant::new();
+        assert_eq!(value(invariant.pool.apply_async(print, (10 << 20,))), 10 << 20);
+        invariant.check();
+    }
+
+    fn f4_a_grandchild_that_keeps_everything_open_delays_nothing() {
+        let invariant = Invariant::new().with_bystander();
+        let victim = invariant.pool.apply_async(spawn_sleeper_and_hold, (invariant.gate.path.clone(),));
+        let held = invariant.gate.held();
+        let grandchild = held.pid; // it says the grandchild's
+        let worker = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
+        kill(worker, Signal::KILL);
+        assert_eq!(failure_of::<WorkerDied, _>(victim).exit.signal(), Some(Signal::KILL.as_raw()));
+        eventually(crate::support::WHOLE, "the group is killed", || !crate::support::is_alive(grandchild));
+        drop(held);
+        invariant.check();
+    }
+
+    fn f4_a_grandchild_in_a_group_of_its_own_delays_nothing_either() {
+        let invariant = Invariant::new();
+        let (worker, grandchild) = value(invariant.pool.apply_async(spawn_sleeper, (true,)));
+        kill(worker, Signal::KILL);
+        eventually(crate::support::WHOLE, "it is replaced", || {
+            let workers = invariant.pool.stats().workers;
+            workers.len() == 2 && !workers.contains(&worker)
+        });
+        kill(grandchild, Signal::KILL);
+        invariant.check();
+    }
+
+    fn f6_without_descriptors_jobs_fail_typed_and_the_pool_recovers() {
+        let before = Belongings::now();
+        let pool = pool(2);
+        let limits = rustix::process::getrlimit(Resource::Nofile);
+        let scarce = crate::support::descriptors() as u64 + 2;
+        let scarce = Rlimit { current: Some(scarce), maximum: limits.maximum };
+        rustix::process::setrlimit(Resource::Nofile, scarce).expect("a lower limit");
+        let failed = failure_of::<errback::SpawnFailed, _>(pool.apply_async(add, (1, 1)));
+        assert!(failed.to_string().contains("open files"), "{failed}");
+        rustix::process::setrlimit(Resource::Nofile, limits).expect("the old limit");
+        eventually(crate::support::WHOLE, "a job succeeds again", || pool.apply_async(add, (1, 1)).get().is_ok());
+        close(pool, &before);
+    }
+
+    fn f6_a_job_that_waits_through_the_scarcity_is_not_lost() {
+        let pool = pool(2);
+        let limits = rustix::process::getrlimit(Resource::Nofile);
+        let scarce = crate::support::descriptors() as u64 + 2;
+        let scarce = Rlimit { current: Some(scarce), maximum: limits.maximum };
+        rustix::process::setrlimit(Resource::Nofile, scarce).expect("a lower limit");
+        let job = pool.apply_async(add, (1, 1));
+        eventually(crate::support::WHOLE, "a start has failed", || pool.stats().failed_starts > 0);
+        rustix::process::setrlimit(Resource::Nofile, limits).expect("the old limit");
+        assert_eq!(value(job), 2);
+    }
+
+    fn f8_queued_jobs_cost_no_descriptors() {
+        let invariant = Invariant::new();
+        let path = invariant.gate.path.clone();
+        let busy: Vec<_> = (0..2).map(|_| invariant.pool.apply_async(hold, (path.clone(),))).collect();
+        let held: Vec<_> = busy.iter().map(|_| invariant.gate.held()).collect();
+        let before = crate::support::descriptors();
+        let queued: Vec<_> = (0..10_000).map(|n| invariant.pool.apply_async(add, (n, 1))).collect();
+        assert_eq!(crate::support::descriptors(), before);
+        held.into_iter().for_each(crate::support::Held::release);
+        busy.into_iter().for_each(succeeds);
+        queued.into_iter().enumerate().for_each(|(n, job)| assert_eq!(value(job), n as i64 + 1));
+        invariant.check();
+    }
+
+    fn f_a_worker_has_its_socket_its_count_and_nothing_of_the_hosts() {
+        let secret = std::fs::File::open("/etc/passwd").expect("a file");
+        rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).expect("inheritable");
+        let pool = pool(2);
+        let gate = crate::support::Gate::new();
+        let jobs: Vec<_> = (0..2).map(|_| pool.apply_async(hold, (gate.path.clone(),))).collect();
+        jobs.iter().map(|_| gate.held()).collect::<Vec<_>>().into_iter().for_each(crate::support::Held::release);
+        for job in [pool.apply_async(open_descriptors, ()), pool.apply_async(open_descriptors, ())] {
+            let open = value(job);
+            let sockets = open.iter().filter(|name| name.starts_with("socket:")).count();
+            assert_eq!(sockets, 1, "{open:?}");
+            assert!(!open.iter().any(|name| name.contains("passwd")), "{open:?}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! G and O: what happens to the host, and what its workers make of it.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::{
+    Gate, Held, Invariant, child_pids, eventually, is_alive, kill, pool, rows, value,
+};
+use crate::tasks::*;
+
+/// How long workers may outlive their host.
+const ORPHANED: Duration = Duration::from_secs(3);
+
+/// A host process: this test binary, told to run one of the tests below that are hosts and nothing else.
+fn host(which: &str, gate: &Gate) -> Child {
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args([
+        &format!("hosts::{which}"),
+        "--exact",
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
+    command
+        .env("ERRBACK_TEST_GATE", &gate.path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().expect("a host")
+}
+
+fn gate_of_host() -> Option<String> {
+    std::env::var("ERRBACK_TEST_GATE").ok()
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("procfs")
+        .flatten();
+    let read = |task: std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("children")).unwrap_or_default()
+    };
+    let text = tasks.map(read).collect::<Vec<_>>().join(" ");
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// Kills a host; its workers must go.
+fn workers_go_with(which: &str) {
+    let gate = Gate::new();
+    let mut host = host(which, &gate);
+    let held: Vec<Held> = (0..2).map(|_| gate.held()).collect();
+    if which.contains("idle") {
+        held.into_iter().for_each(Held::release);
+    } else {
+        std::mem::forget(held);
+    }
+    let workers = children_of(host.id());
+    assert_eq!(workers.len(), 2);
+    kill(host.id(), Signal::KILL);
+    host.wait().expect("a dead host");
+    eventually(ORPHANED, "the workers are gone", || {
+        !workers.iter().any(|pid| is_alive(*pid))
+    });
+}
+
+/// What each of the hosts does before it waits to be killed.
+fn be_host(after: impl FnOnce(&errback::Pool)) {
+    let Some(gate) = gate_of_host() else { return };
+    let pool = pool(2);
+    let jobs: Vec<_> = (0..2)
+        .map(|_| pool.apply_async(hold, (gate.clone(),)))
+        .collect();
+    after(&pool);
+    jobs.into_iter().for_each(|job| drop(job.get()));
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_with_busy_workers() {
+    be_host(|_| ());
+}
+
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_with_idle_workers() {
+    be_host(|_| ());
+}
+
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_that_exits() {
+    let Some(gate) = gate_of_host() else { return };
+    let pool = pool(2);
+    let jobs: Vec<_> = (0..2)
+        .map(|_| pool.apply_async(hold, (gate.clone(),)))
+        .collect();
+    // Both run; now the program ends without a word to the pool.
+    while pool.stats().running < 2 {
+        std::thread::yield_now();
+    }
+    let mut stream = std::os::unix::net::UnixStream::connect(&gate).expect("the gate");
+    std::io::Write::write_all(&mut stream, &std::process::id().to_ne_bytes()).expect("the gate");
+    let _ = std::io::Read::read(&mut stream, &mut [0]);
+    std::mem::forget(jobs);
+    std::process::exit(0);
+}
+
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_that_ignores_its_children() {
+    let Some(gate) = gate_of_host() else { return };
+    ignore_children();
+    let pool = pool(2);
+    let job = pool.apply_async(exit, (7,));
+    let died = crate::support::failure_of::<errback::WorkerDied, _>(job);
+    assert_eq!(died.exit, errback::Exit::Unknown);
+    assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
+    pool.close();
+    pool.join();
+    std::fs::write(gate + ".ok", "").expect("a mark");
+}
+
+/// As `signal(SIGCHLD, SIG_IGN)`, which std has no function for.
+#[allow(unsafe_code)] // there is no other way to ignore a signal
+fn ignore_children() {
+    unsafe extern "C" {
+        fn signal(number: i32, handler: usize) -> usize;
+    }
+    // SAFETY: 17 is SIGCHLD and 1 is SIG_IGN, on Linux; ignoring a signal runs no handler.
+    unsafe { signal(17, 1) };
+}
+
+rows! {
+    fn o1_a_killed_host_leaves_no_busy_worker() {
+        workers_go_with("host_with_busy_workers");
+    }
+
+    fn o1_a_killed_host_leaves_no_idle_worker() {
+        workers_go_with("host_with_idle_workers");
+    }
+
+    fn o4_a_host_that_exits_with_jobs_out_leaves_no_worker() {
+        let gate = Gate::new();
+        let mut host = host("host_that_exits", &gate);
+        let held: Vec<Held> = (0..3).map(|_| gate.held()).collect();
+        let workers = children_of(host.id());
+        held.into_iter().filter(|held| held.pid == host.id()).for_each(Held::release);
+        assert!(host.wait().expect("an end").success());
+        eventually(ORPHANED, "the workers are gone", || !workers.iter().any(|pid| is_alive(*pid)));
+    }
+
+    fn o2_workers_outlive_the_thread_that_asked_for_them() {
+        let pool = pool(2);
+        let submitter = pool.clone();
+        let pid = std::thread::spawn(move || value(submitter.apply_async(worker_pid, ()))).join().expect("a pid");
+        assert_eq!(value(pool.apply_async(worker_pid, ())), pid);
+    }
+
+    fn o3_what_the_host_starts_by_itself_inherits_nothing() {
+        let pool = pool(2);
+        value(pool.apply_async(add, (1, 1)));
+        let listing = Command::new("ls").arg("-l").arg("/proc/self/fd").stdin(Stdio::null()).output().expect("ls");
+        let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
+        assert!(!listing.contains("socket:") && !listing.contains("anon_inode"), "{listing}");
+    }
+
+    fn g1_a_storm_of_signals_changes_nothing() {
+        let pool = pool(2);
+        value(pool.apply_async(add, (1, 1)));
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // SIGCONT to all: it wakes every system call of a worker, and has no handler to be set.
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    pool.stats().workers.into_iter().for_each(|pid| kill(pid, Signal::CONT));
+                }
+            });
+            for n in 0..1000 {
+                assert_eq!(value(pool.apply_async(add, (n, 1))), n + 1);
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
+    fn g2_a_host_that_ignores_its_children_has_a_pool_all_the_same() {
+        let gate = Gate::new();
+        let mut host = host("host_that_ignores_its_children", &gate);
+        assert!(host.wait().expect("an end").success());
+        let mark = format!("{}.ok", gate.path);
+        assert!(std::fs::remove_file(mark).is_ok(), "it came to its end");
+    }
+
+    fn g2_a_host_that_collects_any_child_has_a_pool_all_the_same() {
+        let pool = pool(2);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG);
+                    std::thread::yield_now();
+                }
+            });
+            for n in 0..20 {
+                crate::support::failure_of::<errback::WorkerDied, _>(pool.apply_async(exit, (7,)));
+                assert_eq!(value(pool.apply_async(add, (n, 1))), n + 1);
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        pool.close();
+        assert!(pool.join_timeout(crate::support::WHOLE));
+        assert!(child_pids().is_empty());
+    }
+
+    fn r6_a_binary_that_was_replaced_on_disk_starts_the_same_build() {
+        let gate = Gate::new();
+        let copy = format!("{}.exe", gate.path);
+        std::fs::copy(std::env::current_exe().expect("this binary"), &copy).expect("a copy");
+        let mut command = Command::new(&copy);
+        command.args(["hosts::host_with_idle_workers", "--exact", "--ignored", "--test-threads=1"]);
+        command.env("ERRBACK_TEST_GATE", &gate.path).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut host = command.spawn().expect("a host");
+        let held: Vec<Held> = (0..2).map(|_| gate.held()).collect();
+        std::fs::remove_file(&copy).expect("the copy");
+        std::fs::write(&copy, "not a program").expect("another file");
+        let before = children_of(host.id());
+        before.iter().for_each(|pid| kill(*pid, Signal::KILL));
+        drop(held);
+        eventually(crate::support::WHOLE, "two new workers", || {
+            let now = children_of(host.id());
+            now.len() == 2 && now.iter().all(|pid| !before.contains(pid) && is_alive(*pid))
+        });
+        kill(host.id(), Signal::KILL);
+        host.wait().expect("a dead host");
+        let _ = std::fs::remove_file(&copy);
+    }
+
+    fn t2_a_worker_does_not_run_the_tests() {
+        let invariant = Invariant::new();
+        // Were it to run them, there would be processes without end.
+        assert_eq!(child_pids().len(), 2);
+        invariant.check();
+    }
+}

@@ -1,0 +1,124 @@
+//! P and E: panics and errors, wherever user code runs.
+
+use errback::{
+    AsyncResult, DecodeError, EncodeError, JobPanicked, NotSerialisable, RemoteError, WorkerDied,
+};
+use rustix::process::Signal;
+
+use crate::support::{Invariant, failure, failure_of, rows, value};
+use crate::tasks::*;
+
+const AWKWARD: Manner = Manner::Fails;
+
+/// A failure that costs the worker nothing: afterwards the same two processes are there.
+fn harmless<T: std::fmt::Debug + Send + 'static>(
+    start: impl FnOnce(&errback::Pool) -> AsyncResult<T>,
+) -> errback::Failure {
+    let invariant = Invariant::new().with_bystander();
+    let before = invariant.pool.stats();
+    let failure = failure(start(&invariant.pool));
+    let after = invariant.pool.stats();
+    assert_eq!(
+        (after.workers, after.died),
+        (before.workers, before.died),
+        "{failure}"
+    );
+    invariant.check();
+    failure
+}
+
+rows! {
+    fn p1_a_panic_is_an_answer_with_message_and_place() {
+        let failure = harmless(|pool| pool.apply_async(panic_str, ()));
+        let panicked = failure.check::<JobPanicked>().expect("a panic");
+        assert_eq!(panicked.message, "a plain message");
+        assert!(panicked.location.as_ref().is_some_and(|place| place.contains("tasks.rs:")), "{panicked:?}");
+        let failure = harmless(|pool| pool.apply_async(panic_string, (7,)));
+        assert_eq!(failure.check::<JobPanicked>().expect("a panic").message, "a message with 7");
+        let failure = harmless(|pool| pool.apply_async(panic_box, ()));
+        assert!(!failure.check::<JobPanicked>().expect("a panic").message.is_empty());
+    }
+
+    fn p2_a_panic_while_a_panic_unwinds_is_a_death_that_tells_of_both() {
+        let invariant = Invariant::new().with_bystander();
+        let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(panic_twice, ()));
+        assert_eq!(died.exit.signal(), Some(Signal::ABORT.as_raw()));
+        assert!(died.stderr.contains("the first panic") && died.stderr.contains("the second panic"), "{died:?}");
+        invariant.check();
+    }
+
+    fn p3_m1_a_result_that_cannot_be_encoded_fails_its_job_only() {
+        for encode in [Manner::Fails, Manner::Panics] {
+            let failure = harmless(|pool| pool.apply_async(give_awkward, (encode, Manner::Well)));
+            let refused = failure.check::<NotSerialisable>().unwrap_or_else(|| panic!("{failure:?}"));
+            assert!(refused.result && refused.message.contains("awkward on purpose"), "{refused}");
+        }
+    }
+
+    fn p4_arguments_that_cannot_be_decoded_fail_their_job_only() {
+        for decode in [Manner::Fails, Manner::Panics] {
+            let awkward = Awkward { encode: Manner::Well, decode };
+            let failure = harmless(|pool| pool.apply_async(take_awkward, (awkward,)));
+            let refused = failure.check::<NotSerialisable>().unwrap_or_else(|| panic!("{failure:?}"));
+            assert!(!refused.result && refused.message.contains("awkward on purpose"), "{refused}");
+        }
+    }
+
+    fn p5_a_result_that_cannot_be_decoded_leaves_worker_and_waiter_alone() {
+        for decode in [Manner::Fails, Manner::Panics] {
+            let failure = harmless(|pool| pool.apply_async(give_awkward, (Manner::Well, decode)));
+            assert!(failure.is::<DecodeError>(), "{failure:?}");
+            assert!(failure.to_string().contains("awkward on purpose"), "{failure}");
+        }
+    }
+
+    fn p6_m2_arguments_that_cannot_be_encoded_fail_at_submit_and_nothing_is_sent() {
+        for encode in [AWKWARD, Manner::Panics] {
+            let invariant = Invariant::new();
+            let before = invariant.pool.stats().submitted;
+            let result = invariant.pool.apply_async(take_awkward, (Awkward { encode, decode: Manner::Well },));
+            assert!(result.ready(), "it failed on the spot");
+            let failure = failure(result);
+            assert!(failure.is::<EncodeError>(), "{failure:?}");
+            assert_eq!(invariant.pool.stats().submitted, before);
+            invariant.check();
+        }
+    }
+
+    fn e2_an_error_comes_back_as_itself_where_it_can_and_otherwise_in_words() {
+        let failure = harmless(|pool| pool.apply_async(typed_error, (7,)));
+        assert_eq!(failure.check::<OurError>(), Some(&OurError::NoSuchRow(7)));
+        let failure = harmless(|pool| pool.apply_async(io_error, ()));
+        let remote = failure.check::<RemoteError>().expect("an error of elsewhere");
+        assert!(remote.type_name.contains("io::error::Error") || remote.type_name.contains("io::Error"), "{remote:?}");
+        assert!(failure.check_name(&remote.type_name), "{failure:?}");
+        assert!(remote.message.contains("No such file"), "{remote}");
+    }
+
+    fn p_a_panicking_waker_harms_nobody() {
+        struct Bad;
+        impl std::task::Wake for Bad {
+            fn wake(self: std::sync::Arc<Self>) {
+                panic!("a waker that panics")
+            }
+        }
+        let invariant = Invariant::new();
+        let job = invariant.pool.apply_async(hold, (invariant.gate.path.clone(),));
+        let mut job = std::pin::pin!(job);
+        let waker = std::task::Waker::from(std::sync::Arc::new(Bad));
+        assert!(Future::poll(job.as_mut(), &mut std::task::Context::from_waker(&waker)).is_pending());
+        invariant.gate.held().release();
+        job.wait();
+        assert_eq!(job.successful(), Some(true));
+        invariant.check();
+    }
+
+    fn t_the_same_worker_serves_after_errors() {
+        let pool = crate::support::pool(1);
+        let worker = value(pool.apply_async(worker_pid, ()));
+        failure(pool.apply_async(panic_str, ()));
+        failure(pool.apply_async(typed_error, (1,)));
+        failure(pool.apply_async(give_awkward, (Manner::Panics, Manner::Well)));
+        assert_eq!(value(pool.apply_async(worker_pid, ())), worker);
+    }
+}

@@ -1,0 +1,148 @@
+//! D: the end of a pool, whatever it is doing.
+
+use std::time::Duration;
+
+use errback::{PoolClosed, WorkerDied};
+use rustix::process::Signal;
+
+use crate::support::{
+    Belongings, Gate, WHOLE, close, eventually, failure, failure_of, pool, rows, value,
+};
+use crate::tasks::*;
+
+rows! {
+    fn d1_a_drain_runs_what_was_taken_and_refuses_what_comes() {
+        let before = Belongings::now();
+        let gate = Gate::new();
+        let pool = pool(2);
+        let running = pool.apply_async(hold, (gate.path.clone(),));
+        let held = gate.held();
+        let queued: Vec<_> = (0..100).map(|n| pool.apply_async(add, (n, 1))).collect();
+        pool.close();
+        let refused = pool.apply_async(add, (1, 1));
+        assert!(refused.ready());
+        assert!(!failure_of::<PoolClosed, _>(refused).running);
+        assert_eq!(queued.into_iter().map(value).collect::<Vec<_>>(), (1..=100).collect::<Vec<_>>());
+        assert!(!pool.join_timeout(Duration::ZERO), "one still runs");
+        held.release();
+        value(running);
+        drop(gate);
+        close(pool, &before);
+    }
+
+    fn d2_a_termination_fails_everything_and_leaves_nothing() {
+        let before = Belongings::now();
+        let gate = Gate::new();
+        let pool = pool(2);
+        let running: Vec<_> = (0..2).map(|_| pool.apply_async(hold, (gate.path.clone(),))).collect();
+        let held: Vec<_> = running.iter().map(|_| gate.held()).collect();
+        let queued: Vec<_> = (0..100).map(|n| pool.apply_async(add, (n, 1))).collect();
+        pool.terminate();
+        running.into_iter().for_each(|job| assert!(failure_of::<PoolClosed, _>(job).running));
+        queued.into_iter().for_each(|job| assert!(!failure_of::<PoolClosed, _>(job).running));
+        drop((held, gate));
+        close(pool, &before);
+    }
+
+    fn d3_a_drain_with_a_deadline_becomes_a_termination() {
+        let before = Belongings::now();
+        let pool = pool(2);
+        let endless = pool.apply_async(spin, ());
+        let short = pool.apply_async(add, (1, 1));
+        pool.close_within(Duration::from_millis(300));
+        assert_eq!(value(short), 2);
+        assert!(failure_of::<PoolClosed, _>(endless).running);
+        close(pool, &before);
+    }
+
+    fn d4_a_worker_may_die_while_the_pool_closes() {
+        let before = Belongings::now();
+        let gate = Gate::new();
+        let pool = pool(1);
+        let victim = pool.apply_async(hold, (gate.path.clone(),));
+        let held = gate.held();
+        let queued: Vec<_> = (0..10).map(|n| pool.apply_async(add, (n, 1))).collect();
+        pool.close();
+        held.kill(Signal::KILL);
+        failure_of::<WorkerDied, _>(victim);
+        assert_eq!(queued.into_iter().map(value).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
+        drop((held, gate));
+        close(pool, &before);
+    }
+
+    fn d4_closing_twice_and_from_many_threads_is_closing() {
+        let before = Belongings::now();
+        for _ in 0..20 {
+            let pool = pool(2);
+            let jobs: Vec<_> = (0..10).map(|n| pool.apply_async(add, (n, 1))).collect();
+            std::thread::scope(|scope| {
+                for order in [errback::Pool::close, errback::Pool::terminate, errback::Pool::join] {
+                    let pool = pool.clone();
+                    scope.spawn(move || order(&pool));
+                }
+            });
+            pool.terminate();
+            pool.join();
+            for job in jobs {
+                assert!(job.ready(), "all fired");
+                let _ = job.get();
+            }
+            close(pool, &before);
+        }
+    }
+
+    fn d4_a_pool_may_end_while_its_workers_start() {
+        let before = Belongings::now();
+        for n in 0..100 {
+            let pool = pool(2);
+            let jobs: Vec<_> = (0..4).map(|n| pool.apply_async(add, (n, 1))).collect();
+            for _ in 0..n * 200 {
+                std::hint::spin_loop();
+            }
+            pool.terminate();
+            jobs.into_iter().for_each(|job| assert!(job.get_timeout(WHOLE).is_ok(), "it fired"));
+            close(pool, &before);
+        }
+    }
+
+    fn d4_a_pool_may_end_while_it_backs_off() {
+        let before = Belongings::now();
+        let pool = errback::Pool::builder().size(2).command("false", [""; 0]).build().expect("a pool");
+        let job = pool.apply_async(add, (1, 1));
+        eventually(WHOLE, "a start has failed", || pool.stats().failed_starts > 0);
+        pool.terminate();
+        failure(job);
+        close(pool, &before);
+    }
+
+    fn d_an_unused_pool_ends_too() {
+        let before = Belongings::now();
+        close(pool(3), &before);
+    }
+
+    fn d_the_last_handle_ends_the_pool_without_waiting() {
+        let before = Belongings::now();
+        let gate = Gate::new();
+        let pool = pool(2);
+        let running = pool.apply_async(hold, (gate.path.clone(),));
+        let held = gate.held();
+        let queued: Vec<_> = (0..10).map(|n| pool.apply_async(add, (n, 1))).collect();
+        let clone = pool.clone();
+        drop(pool);
+        drop(queued);
+        assert!(!running.ready(), "there is another handle");
+        drop(clone);
+        assert!(failure_of::<PoolClosed, _>(running).running);
+        drop((held, gate));
+        crate::support::eventually_same(&before);
+    }
+
+    fn d_jobs_that_never_got_a_worker_are_drained() {
+        let before = Belongings::now();
+        let pool = pool(2);
+        let jobs: Vec<_> = (0..10).map(|n| pool.apply_async(add, (n, 1))).collect();
+        pool.close();
+        assert_eq!(jobs.into_iter().map(value).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
+        close(pool, &before);
+    }
+}

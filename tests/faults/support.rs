@@ -1,0 +1,419 @@
+//! What the rows share: a process for each, a gate to hold jobs at, and the count of what is left behind.
+
+use std::fmt;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use errback::{AsyncResult, Failure, Pool};
+use rustix::process::{Pid, Signal};
+
+use crate::tasks::{add, hold};
+
+/// A fault must have come out by then.
+pub(crate) const SOON: Duration = Duration::from_secs(2);
+/// The pool must be whole again by then, and ended by then when it was told to.
+pub(crate) const WHOLE: Duration = Duration::from_secs(5);
+/// No row takes longer, on whatever machine.
+const WATCHDOG: Duration = Duration::from_secs(120);
+
+/// Tests that each run in a process of their own.
+macro_rules! rows {
+    ($($(#[$attribute:meta])* fn $name:ident() $body:block)*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            crate::support::alone(concat!(module_path!(), "::", stringify!($name)), || $body);
+        }
+    )*};
+}
+pub(crate) use rows;
+
+/// Runs a test's body in a new process: this binary again, told to run that one test.
+pub(crate) fn alone(path: &str, body: impl FnOnce()) {
+    const ROW: &str = "ERRBACK_TEST_ROW";
+    let (_, name) = path.split_once("::").expect("a path begins with the crate");
+    if std::env::var_os(ROW).is_some_and(|row| row == *name) {
+        return body();
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(ROW, name);
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let child = child.spawn().expect("a process for the row");
+    let group = Pid::from_child(&child);
+    let (done, watchdog) = std::sync::mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if watchdog
+            .recv_timeout(WATCHDOG)
+            .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
+        {
+            eprintln!("{}", stacks(group));
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
+    });
+    let output = child.wait_with_output().expect("the row's end");
+    drop(done);
+    watchdog.join().expect("the watchdog");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{name}: {}\n{stdout}\n{stderr}",
+        output.status
+    );
+    assert!(stdout.contains("1 passed"), "{name} was not run:\n{stdout}");
+}
+
+/// Where the threads of a process hang.
+fn stacks(pid: Pid) -> String {
+    let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+    let threads = fs::read_dir(tasks)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|thread| {
+            let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+            format!(
+                "{} {} {}",
+                read("comm").trim(),
+                read("wchan"),
+                read("syscall").trim()
+            )
+        });
+    threads.collect::<Vec<_>>().join("\n")
+}
+
+pub(crate) fn pool(size: usize) -> Pool {
+    Pool::builder().size(size).build().expect("a pool")
+}
+
+/// Waits for what nobody announces, such as a process that disappears.
+#[track_caller]
+pub(crate) fn eventually(within: Duration, what: impl fmt::Display, mut is: impl FnMut() -> bool) {
+    let until = Instant::now() + within;
+    while !is() {
+        assert!(Instant::now() < until, "not within {within:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// The failure of a job, which must come soon.
+#[track_caller]
+pub(crate) fn failure<T: fmt::Debug + Send + 'static>(result: AsyncResult<T>) -> Failure {
+    match result.get_timeout(SOON) {
+        Ok(result) => result.expect_err("this job fails"),
+        Err(_) => panic!("the job did not fail within {SOON:?}"),
+    }
+}
+
+/// The failure, which must be an `E`.
+#[track_caller]
+pub(crate) fn failure_of<
+    E: std::error::Error + Clone + Send + Sync + 'static,
+    T: fmt::Debug + Send + 'static,
+>(
+    result: AsyncResult<T>,
+) -> E {
+    let failure = failure(result);
+    failure
+        .check::<E>()
+        .cloned()
+        .unwrap_or_else(|| panic!("another failure: {failure:?}"))
+}
+
+/// The value of a job, which must come, if not at once.
+#[track_caller]
+pub(crate) fn value<T: fmt::Debug + Send + 'static>(result: AsyncResult<T>) -> T {
+    match result.get_timeout(Duration::from_secs(60)) {
+        Ok(result) => result.expect("this job succeeds"),
+        Err(_) => panic!("the job hangs"),
+    }
+}
+
+/// The job succeeds, with whatever.
+#[track_caller]
+pub(crate) fn succeeds<T: fmt::Debug + Send + 'static>(result: AsyncResult<T>) {
+    value(result);
+}
+
+/// A place where jobs wait to be let go: `hold` connects to it, and waits for a byte or the end.
+pub(crate) struct Gate {
+    listener: UnixListener,
+    pub(crate) path: String,
+}
+
+/// A job that has begun.
+pub(crate) struct Held {
+    stream: UnixStream,
+    pub(crate) pid: u32,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Gate {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "errback-gate-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let path: PathBuf = std::env::temp_dir().join(name);
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("a socket in the temporary directory");
+        Gate {
+            listener,
+            path: path.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// Waits for a job to begin.
+    pub(crate) fn held(&self) -> Held {
+        let (mut stream, _) = self.listener.accept().expect("a job that connects");
+        let mut pid = [0; 4];
+        stream.read_exact(&mut pid).expect("a pid");
+        Held {
+            stream,
+            pid: u32::from_ne_bytes(pid),
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Held {
+    /// Lets the job end.
+    pub(crate) fn release(mut self) {
+        let _ = self.stream.write_all(b"!");
+    }
+
+    pub(crate) fn kill(&self, signal: Signal) {
+        kill(self.pid, signal);
+    }
+
+    /// Waits until the job, or rather its process, is gone.
+    pub(crate) fn gone(mut self) -> u32 {
+        let _ = self.stream.read(&mut [0]);
+        self.pid
+    }
+}
+
+pub(crate) fn kill(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid as i32).expect("a pid");
+    rustix::process::kill_process(pid, signal).expect("a process that is there");
+}
+
+/// What a process has: to be the same before and after.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Belongings {
+    threads: Vec<String>,
+    descriptors: usize,
+    children: Vec<String>,
+}
+
+impl Belongings {
+    pub(crate) fn now() -> Belongings {
+        Belongings {
+            threads: threads(),
+            descriptors: descriptors(),
+            children: children(),
+        }
+    }
+}
+
+fn list(directory: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("procfs").flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+pub(crate) fn threads() -> Vec<String> {
+    let name = |path: PathBuf| {
+        fs::read_to_string(path.join("comm"))
+            .unwrap_or_default()
+            .trim()
+            .to_string()
+    };
+    let mut names: Vec<String> = list("/proc/self/task").into_iter().map(name).collect();
+    names.sort();
+    names
+}
+
+pub(crate) fn descriptors() -> usize {
+    list("/proc/self/fd").len()
+}
+
+/// The children of this process, zombies included, each with its state (not its number: a replaced worker is as good).
+pub(crate) fn children() -> Vec<String> {
+    let mut children: Vec<String> = child_pids().into_iter().map(state).collect();
+    children.retain(|state| !state.is_empty());
+    // Whether it sleeps or runs at this moment is no matter.
+    children
+        .iter_mut()
+        .filter(|state| *state != "Z")
+        .for_each(|state| *state = "alive".to_string());
+    children.sort();
+    children
+}
+
+pub(crate) fn child_pids() -> Vec<u32> {
+    let of_thread = |path: PathBuf| fs::read_to_string(path.join("children")).unwrap_or_default();
+    let text: String = list("/proc/self/task")
+        .into_iter()
+        .map(of_thread)
+        .collect::<Vec<_>>()
+        .join(" ");
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// The state of a process in one letter; empty when it is gone.
+pub(crate) fn state(pid: u32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_string()
+}
+
+/// Whether a process is there and not a zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    !matches!(&*state(pid), "" | "Z")
+}
+
+/// The invariant around a fault: a pool of two, one job that the fault must not touch, some that wait behind, and the
+/// count of what there is.
+pub(crate) struct Invariant {
+    pub(crate) pool: Pool,
+    pub(crate) gate: Gate,
+    before: Belongings,
+    bystander: Option<(AsyncResult<u32>, Held)>,
+    waiting: Vec<AsyncResult<i64>>,
+    without_pool: Belongings,
+}
+
+impl Invariant {
+    /// A pool of two whose workers have both worked.
+    pub(crate) fn new() -> Invariant {
+        let without_pool = Belongings::now();
+        Invariant::of(pool(2), without_pool)
+    }
+
+    pub(crate) fn of(pool: Pool, without_pool: Belongings) -> Invariant {
+        let gate = Gate::new();
+        let jobs: Vec<_> = (0..pool.size())
+            .map(|_| pool.apply_async(hold, (gate.path.clone(),)))
+            .collect();
+        let held: Vec<_> = jobs.iter().map(|_| gate.held()).collect();
+        held.into_iter().for_each(Held::release);
+        jobs.into_iter().for_each(succeeds);
+        let before = Belongings::now();
+        Invariant {
+            pool,
+            gate,
+            before,
+            bystander: None,
+            waiting: Vec::new(),
+            without_pool,
+        }
+    }
+
+    /// Occupies all workers but one with a job that must not be harmed. (For pools of two.)
+    pub(crate) fn with_bystander(mut self) -> Invariant {
+        let job = self.pool.apply_async(hold, (self.gate.path.clone(),));
+        self.bystander = Some((job, self.gate.held()));
+        self
+    }
+
+    /// The worker that does not run the bystander.
+    pub(crate) fn other_than_bystander(&self, workers: &[u32]) -> Option<u32> {
+        let (_, held) = self.bystander.as_ref()?;
+        workers.iter().copied().find(|pid| *pid != held.pid)
+    }
+
+    /// A job that comes now succeeds.
+    pub(crate) fn check_job_after(mut self) {
+        self.check_others();
+    }
+
+    /// Queues jobs behind whatever runs now.
+    pub(crate) fn queue(&mut self) {
+        self.waiting
+            .extend((0..10).map(|n| self.pool.apply_async(add, (n, 1))));
+    }
+
+    /// The fault has come out: everything else must be as if nothing had happened. Then the pool ends.
+    pub(crate) fn check(mut self) {
+        self.check_others();
+        let Invariant {
+            pool,
+            gate,
+            before,
+            without_pool,
+            ..
+        } = self;
+        eventually(WHOLE, "the pool is whole again", || {
+            children() == before.children
+        });
+        eventually_same(&before);
+        drop(gate);
+        close(pool, &without_pool);
+    }
+
+    /// The other jobs succeed.
+    pub(crate) fn check_others(&mut self) {
+        let queued = std::mem::take(&mut self.waiting);
+        for (n, job) in queued.into_iter().enumerate() {
+            assert_eq!(value(job), n as i64 + 1, "a job that waited");
+        }
+        if let Some((job, held)) = self.bystander.take() {
+            assert!(!job.ready(), "the bystander still runs");
+            held.release();
+            value(job);
+        }
+        assert_eq!(
+            value(self.pool.apply_async(add, (20, 22))),
+            42,
+            "a job that came afterwards"
+        );
+    }
+}
+
+/// Ends a pool; nothing may be left of it.
+pub(crate) fn close(pool: Pool, before: &Belongings) {
+    pool.close();
+    assert!(pool.join_timeout(WHOLE), "the pool ends within {WHOLE:?}");
+    drop(pool);
+    assert_eq!(children(), before.children);
+    eventually_same(before);
+}
+
+/// Threads and descriptors take a moment to be counted out.
+#[track_caller]
+pub(crate) fn eventually_same(before: &Belongings) {
+    let until = Instant::now() + WHOLE;
+    while Belongings::now() != *before && Instant::now() < until {
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    assert_eq!(
+        Belongings::now(),
+        *before,
+        "what there is, and what there was"
+    );
+}

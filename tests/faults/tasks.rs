@@ -1,0 +1,316 @@
+//! The tasks of the rows: each does one thing that a worker should survive, or die of alone.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+#[errback::task]
+pub(crate) fn add(a: i64, b: i64) -> i64 {
+    a + b
+}
+
+/// Waits at a gate, and says which process it is.
+#[errback::task]
+pub(crate) fn hold(gate: String) -> u32 {
+    let mut stream = UnixStream::connect(gate).expect("the gate");
+    stream
+        .write_all(&std::process::id().to_ne_bytes())
+        .expect("the gate");
+    let _ = stream.read(&mut [0]);
+    std::process::id()
+}
+
+#[errback::task]
+pub(crate) fn worker_pid() -> u32 {
+    std::process::id()
+}
+
+#[errback::task]
+pub(crate) fn abort() {
+    std::process::abort()
+}
+
+#[errback::task]
+pub(crate) fn exit(status: i32) {
+    std::process::exit(status)
+}
+
+#[errback::task]
+pub(crate) fn signal_oneself(signal: i32) -> u32 {
+    let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
+    rustix::process::kill_process(rustix::process::getpid(), signal).expect("oneself");
+    std::process::id()
+}
+
+#[errback::task]
+pub(crate) fn last_words_then_abort(words: String) {
+    eprintln!("{words}");
+    std::process::abort()
+}
+
+/// Reads from nowhere.
+#[errback::task]
+#[allow(unsafe_code)] // the fault that this stands for cannot be had without
+pub(crate) fn segfault() -> u8 {
+    // SAFETY: none; it is meant to crash. Volatile, so that it is not optimised away.
+    unsafe { std::ptr::read_volatile(std::hint::black_box(8 as *const u8)) }
+}
+
+#[errback::task]
+pub(crate) fn overflow_stack(depth: u64) -> u64 {
+    #[allow(unconditional_recursion)]
+    fn deeper(n: u64) -> u64 {
+        let frame = std::hint::black_box([n; 512]);
+        std::hint::black_box(deeper(n + 1)) + frame[0]
+    }
+    deeper(depth)
+}
+
+#[errback::task]
+pub(crate) fn allocate(bytes: usize) -> usize {
+    let memory = vec![1_u8; bytes];
+    std::hint::black_box(&memory).len()
+}
+
+#[errback::task]
+pub(crate) fn abort_later(after_ms: u64) -> u32 {
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(after_ms));
+        std::process::abort()
+    });
+    std::process::id()
+}
+
+#[errback::task]
+pub(crate) fn panic_str() {
+    panic!("a plain message")
+}
+
+#[errback::task]
+pub(crate) fn panic_string(n: i64) {
+    panic!("a message with {n}")
+}
+
+#[errback::task]
+pub(crate) fn panic_box() {
+    std::panic::panic_any(Box::new(7_u64))
+}
+
+/// Panics while it unwinds from a panic.
+#[errback::task]
+pub(crate) fn panic_twice() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("the second panic")
+        }
+    }
+    let _bomb = Bomb;
+    panic!("the first panic")
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum OurError {
+    NoSuchRow(u64),
+}
+
+impl std::fmt::Display for OurError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            OurError::NoSuchRow(row) => write!(f, "there is no row {row}"),
+        }
+    }
+}
+
+impl std::error::Error for OurError {}
+
+#[errback::task]
+pub(crate) fn typed_error(row: u64) -> Result<u64, OurError> {
+    Err(OurError::NoSuchRow(row))
+}
+
+#[errback::task]
+pub(crate) fn io_error() -> Result<String, std::io::Error> {
+    std::fs::read_to_string("/there/is/no/such/file")
+}
+
+/// Misbehaves on its way through serde, as asked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Awkward {
+    pub(crate) encode: Manner,
+    pub(crate) decode: Manner,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Manner {
+    Well,
+    Fails,
+    Panics,
+}
+
+impl Manner {
+    fn act<E>(self, error: impl FnOnce(&'static str) -> E) -> Result<(), E> {
+        match self {
+            Manner::Well => Ok(()),
+            Manner::Fails => Err(error("awkward on purpose")),
+            Manner::Panics => panic!("awkward on purpose"),
+        }
+    }
+}
+
+impl Serialize for Awkward {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.encode.act(serde::ser::Error::custom)?;
+        self.decode.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Awkward {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let decode = Manner::deserialize(from)?;
+        decode.act(serde::de::Error::custom)?;
+        Ok(Awkward {
+            encode: Manner::Well,
+            decode,
+        })
+    }
+}
+
+#[errback::task]
+pub(crate) fn take_awkward(_it: Awkward) -> u32 {
+    std::process::id()
+}
+
+#[errback::task]
+pub(crate) fn give_awkward(encode: Manner, decode: Manner) -> Awkward {
+    Awkward { encode, decode }
+}
+
+#[errback::task]
+pub(crate) fn echo(bytes: Vec<u8>) -> Vec<u8> {
+    bytes
+}
+
+/// Sends its answer in part: what has been written when a thread of it aborts.
+#[errback::task]
+pub(crate) fn answer_and_abort(count: usize, after_us: u64) -> Vec<u8> {
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_micros(after_us));
+        std::process::abort()
+    });
+    vec![b'x'; count]
+}
+
+#[errback::task]
+pub(crate) fn count_words(text: String) -> HashMap<String, u32> {
+    let mut counts = HashMap::new();
+    text.split_whitespace()
+        .for_each(|word| *counts.entry(word.to_string()).or_default() += 1);
+    counts
+}
+
+/// Prints so much, without a newline, to both.
+#[errback::task]
+pub(crate) fn print(bytes: usize) -> usize {
+    let noise = vec![0xfe_u8; bytes];
+    std::io::stdout().write_all(&noise).expect("stdout");
+    std::io::stdout().flush().expect("stdout");
+    std::io::stderr().write_all(&noise).expect("stderr");
+    bytes
+}
+
+/// Closes descriptors that are not its own.
+#[errback::task]
+#[allow(unsafe_code)] // a task that closes other people's descriptors is what the row is about
+pub(crate) fn close_descriptors(from: i32, to: i32) -> u32 {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    for fd in from..to {
+        if std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok() {
+            // SAFETY: it is somebody's, and that is the fault. Nothing is done with it but to close it.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    std::process::id()
+}
+
+/// Starts a grandchild that sleeps and keeps all inherited descriptors; says its pid.
+#[errback::task]
+pub(crate) fn spawn_sleeper(own_group: bool) -> (u32, u32) {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new("sleep");
+    command.arg("60");
+    if own_group {
+        command.process_group(0);
+    }
+    let child = command.spawn().expect("sleep");
+    (std::process::id(), child.id())
+}
+
+/// The same, and then waits at a gate.
+#[errback::task]
+pub(crate) fn spawn_sleeper_and_hold(gate: String) -> u32 {
+    let child = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .expect("sleep");
+    let _ = child.id();
+    let mut stream = UnixStream::connect(gate).expect("the gate");
+    stream
+        .write_all(&child.id().to_ne_bytes())
+        .expect("the gate");
+    let _ = stream.read(&mut [0]);
+    child.id()
+}
+
+#[errback::task]
+pub(crate) fn open_descriptors() -> Vec<String> {
+    let entries = std::fs::read_dir("/proc/self/fd")
+        .expect("procfs")
+        .flatten();
+    entries
+        .filter_map(|entry| {
+            Some(
+                std::fs::read_link(entry.path())
+                    .ok()?
+                    .to_string_lossy()
+                    .into_owned(),
+            )
+        })
+        .collect()
+}
+
+#[errback::task]
+pub(crate) fn spin() {
+    loop {
+        std::hint::black_box(1);
+    }
+}
+
+/// A pool inside of a job, so many deep.
+#[errback::task]
+pub(crate) fn nested(depth: u32) -> Result<u32, String> {
+    if depth == 0 {
+        return Ok(errback::worker::depth());
+    }
+    let pool = errback::Pool::builder()
+        .size(1)
+        .build()
+        .map_err(|error| error.to_string())?;
+    pool.apply_async(self::nested, (depth - 1,))
+        .get()
+        .map_err(|failure| failure.to_string())
+}
+
+#[errback::task]
+pub(crate) fn environment(name: String) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[errback::task]
+pub(crate) fn directory() -> String {
+    std::env::current_dir()
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}

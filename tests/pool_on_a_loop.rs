@@ -1,0 +1,275 @@
+//! Jobs and an event loop: every Deferred fires, on the loop's thread, before `run` returns.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use errback::{
+    CancelledError, Failure, JobPanicked, Pool, PoolClosed, Reactor, WorkerDied, defer_to_process,
+    defer_to_process_pool, process_pool,
+};
+use errback_deferred::{Deferred, gather_results};
+
+#[errback::task]
+fn add(a: i64, b: i64) -> i64 {
+    a + b
+}
+
+#[errback::task]
+fn abort() {
+    std::process::abort()
+}
+
+#[errback::task]
+fn panic() {
+    panic!("on purpose")
+}
+
+#[errback::task]
+fn spin() {
+    loop {
+        std::hint::black_box(1);
+    }
+}
+
+fn reactor() -> Reactor {
+    Reactor::new().expect("a reactor")
+}
+
+/// Runs a reactor until the Deferred that `start` makes has fired; its result.
+#[track_caller]
+fn run<T: 'static>(start: impl FnOnce(&Reactor) -> Deferred<T> + 'static) -> Result<T, Failure> {
+    let reactor = reactor();
+    let result = Rc::new(Cell::new(None));
+    let (begin, set) = (reactor.clone(), Rc::clone(&result));
+    reactor.call_when_running(move || {
+        let end = begin.clone();
+        let d = start(&begin).add_both(move |result| {
+            set.set(Some(result));
+            let _ = end.stop();
+        });
+        d.log_failure();
+    });
+    reactor.run().expect("the reactor runs");
+    result.take().expect("the Deferred has fired")
+}
+
+/// What a list of Deferreds came to, in the order in which they fired.
+type Ends = Rc<RefCell<Vec<Result<(), Failure>>>>;
+
+fn note<T: 'static>(ends: &Ends, d: Deferred<T>) {
+    let ends = Rc::clone(ends);
+    d.add_both(move |result| ends.borrow_mut().push(result.map(drop)))
+        .log_failure();
+}
+
+#[test]
+fn a_result_comes_to_the_loops_thread() {
+    let thread = std::thread::current().id();
+    let sum = run(move |reactor| {
+        defer_to_process(reactor, add, (40, 2)).add_callback(move |sum| {
+            assert_eq!(std::thread::current().id(), thread);
+            Ok(sum)
+        })
+    });
+    assert_eq!(sum.expect("a sum"), 42);
+}
+
+#[test]
+fn many_results_come_all() {
+    let sums =
+        run(|reactor| gather_results((0..1000).map(|n| defer_to_process(reactor, add, (n, 1)))));
+    assert_eq!(sums.expect("sums"), (1..=1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_errback_always_fires() {
+    let failure = run(|reactor| defer_to_process(reactor, abort, ())).expect_err("it aborts");
+    assert!(failure.is::<WorkerDied>(), "{failure:?}");
+    let failure = run(|reactor| defer_to_process(reactor, panic, ())).expect_err("it panics");
+    assert!(failure.is::<JobPanicked>(), "{failure:?}");
+}
+
+#[test]
+fn jobs_may_be_submitted_from_callbacks_and_errbacks() {
+    let sum = run(|reactor| {
+        let (first, second) = (reactor.clone(), reactor.clone());
+        defer_to_process(reactor, abort, ())
+            .add_errback(move |_| defer_to_process(&first, add, (1, 1)).add_callback(|_| ()))
+            .add_callback(move |()| defer_to_process(&second, add, (2, 2)))
+    });
+    assert_eq!(sum.expect("a sum"), 4);
+}
+
+#[test]
+fn a_reactor_that_stops_fails_what_waits_and_kills_what_runs_and_all_of_it_fires() {
+    let ends: Ends = Rc::default();
+    let reactor = reactor();
+    let (begin, list) = (reactor.clone(), Rc::clone(&ends));
+    reactor.call_when_running(move || {
+        let pool = process_pool(&begin).expect("a pool");
+        let running = pool.size();
+        (0..running).for_each(|_| note(&list, defer_to_process(&begin, spin, ())));
+        (0..100).for_each(|n| note(&list, defer_to_process(&begin, add, (n, 1))));
+        let end = begin.clone();
+        stop_when(
+            begin,
+            move || pool.stats().running == running,
+            move || end.stop().expect("it runs"),
+        );
+    });
+    let began = Instant::now();
+    reactor.run().expect("the reactor runs");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "two seconds of grace, and the machine's load"
+    );
+    let ends = ends.borrow();
+    assert_eq!(
+        ends.len(),
+        process_pool(&reactor).expect("the pool").size() + 100
+    );
+    for end in ends.iter() {
+        let failure = end.as_ref().expect_err("nothing was done by then");
+        assert!(failure.is::<PoolClosed>(), "{failure:?}");
+    }
+}
+
+/// Calls `then` in the turn in which `is` holds.
+fn stop_when(reactor: Reactor, is: impl Fn() -> bool + 'static, then: impl FnOnce() + 'static) {
+    if is() {
+        return then();
+    }
+    let again = reactor.clone();
+    reactor.call_later(Duration::from_millis(1), move || stop_when(again, is, then));
+}
+
+#[test]
+fn what_is_submitted_after_the_end_fails_instead_of_waiting() {
+    let reactor = reactor();
+    let end = reactor.clone();
+    reactor.call_when_running(move || {
+        let stop = end.clone();
+        defer_to_process(&end, add, (1, 1))
+            .add_both(move |_| stop.stop().expect("it runs"))
+            .log_failure();
+    });
+    reactor.run().expect("the reactor runs");
+    let ends: Ends = Rc::default();
+    note(&ends, defer_to_process(&reactor, add, (1, 1)));
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    note(&ends, defer_to_process_pool(&reactor, &pool, add, (1, 1)));
+    assert_eq!(
+        ends.borrow().iter().filter(|end| end.is_err()).count(),
+        2,
+        "{ends:?}"
+    );
+}
+
+#[test]
+fn what_is_submitted_first_after_the_end_fails_too() {
+    let reactor = reactor();
+    let end = reactor.clone();
+    reactor.call_when_running(move || end.stop().expect("it runs"));
+    reactor.run().expect("the reactor runs");
+    let ends: Ends = Rc::default();
+    note(&ends, defer_to_process(&reactor, add, (1, 1)));
+    assert_eq!(
+        ends.borrow().iter().filter(|end| end.is_err()).count(),
+        1,
+        "{ends:?}"
+    );
+}
+
+#[test]
+fn a_loop_does_not_end_without_the_jobs_that_it_has_in_a_pool_of_ones_own() {
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    let ends: Ends = Rc::default();
+    let reactor = reactor();
+    let (begin, list, jobs) = (reactor.clone(), Rc::clone(&ends), pool.clone());
+    reactor.call_when_running(move || {
+        note(&list, defer_to_process_pool(&begin, &jobs, spin, ()));
+        (0..10).for_each(|n| note(&list, defer_to_process_pool(&begin, &jobs, add, (n, 1))));
+        let end = begin.clone();
+        stop_when(
+            begin,
+            move || jobs.stats().running == 1,
+            move || end.stop().expect("it runs"),
+        );
+    });
+    reactor.run().expect("the reactor runs");
+    let ends = ends.borrow();
+    assert_eq!(ends.len(), 11);
+    assert!(
+        ends.iter().all(|end| end
+            .as_ref()
+            .is_err_and(|failure| failure.is::<CancelledError>())),
+        "{ends:?}"
+    );
+    // The pool is not the loop's: it goes on.
+    assert_eq!(pool.apply_async(add, (1, 2)).get().expect("a sum"), 3);
+}
+
+#[test]
+fn cancelling_the_deferred_of_a_running_job_kills_its_worker() {
+    let failure = run(|reactor| {
+        let pool = process_pool(reactor).expect("a pool");
+        let d = defer_to_process(reactor, spin, ());
+        let cancel = d.cancel_handle();
+        stop_when(
+            reactor.clone(),
+            move || pool.stats().running == 1,
+            move || cancel.cancel(),
+        );
+        d
+    });
+    assert!(failure.expect_err("cancelled").is::<CancelledError>());
+}
+
+#[test]
+fn cancelling_the_deferred_of_a_waiting_job_takes_it_out() {
+    let reactor = reactor();
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    let ends: Ends = Rc::default();
+    let (begin, list, jobs) = (reactor.clone(), Rc::clone(&ends), pool.clone());
+    reactor.call_when_running(move || {
+        let blocker = defer_to_process_pool(&begin, &jobs, spin, ());
+        let waiting = defer_to_process_pool(&begin, &jobs, abort, ());
+        waiting.cancel();
+        note(&list, waiting);
+        assert_eq!(list.borrow().len(), 0, "it fires in a later turn");
+        blocker.cancel();
+        let end = begin.clone();
+        let after = defer_to_process_pool(&begin, &jobs, add, (1, 1));
+        note(
+            &list,
+            after.add_both(move |sum| {
+                end.stop().expect("it runs");
+                sum
+            }),
+        );
+        note(&list, blocker);
+    });
+    reactor.run().expect("the reactor runs");
+    assert_eq!(ends.borrow().len(), 3);
+    assert!(
+        pool.stats().died <= 1,
+        "the blocker's worker, if it had one"
+    );
+}
+
+#[test]
+fn several_reactors_have_a_pool_each() {
+    let threads: Vec<_> = (0..3)
+        .map(|n| {
+            std::thread::spawn(move || {
+                run(move |reactor| defer_to_process(reactor, add, (n, 1))).expect("a sum")
+            })
+        })
+        .collect();
+    let sums: Vec<i64> = threads
+        .into_iter()
+        .map(|thread| thread.join().expect("no panic"))
+        .collect();
+    assert_eq!(sums, [1, 2, 3]);
+}
