@@ -38,6 +38,18 @@ pub use expansion::*;
 /// assert_eq!(divisors(12), 6);
 /// assert!(divisors.name().ends_with("::divisors"));
 /// ```
+///
+/// A function without the attribute is refused, with a sentence that says what to write:
+///
+/// ```compile_fail,E0277
+/// fn plain(n: u64) -> u64 {
+///     n
+/// }
+///
+/// let pool = errback::Pool::new()?;
+/// pool.apply_async(plain, (1,)); // error: `fn(u64) -> u64 {plain}` is not a task
+/// # Ok::<(), errback::Failure>(())
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a task",
     label = "this runs in another process, and needs `#[errback::task]`",

@@ -37,6 +37,9 @@ use signature::Signature;
 /// assert_eq!(parse(" 2.5 "), Ok(2.5));
 /// ```
 ///
+/// One thing changes: a local variable cannot have the name of a task that is in scope, as it cannot have that of a
+/// constant.
+///
 /// An argument may be taken as `&T`: the worker then owns the value and lends it, and the caller gives the owned form
 /// (`String` for `&str`, `Vec<T>` for `&[T]`).
 ///
@@ -139,8 +142,8 @@ fn expand(options: &Options, function: &ItemFn, signature: &Signature<'_>) -> To
             #[allow(unused_imports)]
             use ::errback::__private::{
                 DescribeAny as _, DescribeAnyhow as _, DescribeDebug as _, DescribeError as _, DescribeHolder as _,
-                DescribeSendHolder as _, DescribeText as _, NoResult as _, TravelError as _, TravelNot as _,
-                TravelText as _,
+                DescribeSendHolder as _, DescribeShared as _, DescribeText as _, NoResult as _, TravelError as _,
+                TravelNot as _, TravelText as _,
             };
 
             // In here the name means the function, so that it calls itself and not the value that stands for it.
@@ -169,53 +172,42 @@ fn deref(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
             type Target = fn(#(#types),*) #output;
 
             fn deref(&self) -> &Self::Target {
-                const FUNCTION: fn(#(#types),*) #output = #name;
-                &FUNCTION
+                const __FUNCTION: fn(#(#types),*) #output = #name;
+                &__FUNCTION
             }
         }
     }
 }
+
+// A variable in what follows could meet a task of the same name, which is a value that a pattern cannot shadow. So they
+// all begin with underscores.
 
 /// From bytes to bytes, in the worker.
 fn run(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
     let name = &function.sig.ident;
     let shown = signature.shown(name);
     let names = signature.arguments.iter().map(|argument| &argument.name);
-    let slots: Vec<_> = signature
-        .arguments
-        .iter()
-        .map(|argument| &argument.slot)
-        .collect();
-    let owned: Vec<_> = signature
-        .arguments
-        .iter()
-        .map(|argument| {
-            let owned = &argument.owned;
-            quote_spanned!(argument.written.span()=> arguments.next::<#owned>()?)
-        })
-        .collect();
+    let slots = signature.arguments.iter().map(|argument| &argument.slot);
+    let read = signature.arguments.iter().map(|argument| {
+        let owned = &argument.owned;
+        quote_spanned!(argument.written.span()=> __arguments.next::<#owned>()?)
+    });
     let passed = signature.arguments.iter().map(|argument| &argument.passed);
     let returns = signature.returns();
-    let output = &signature.output;
-    let answer = quote_spanned!(output.span()=> call.answer(&value));
-    let mutable = if slots.is_empty() {
-        quote!()
-    } else {
-        quote!(mut)
-    };
+    let borrowed = signature.borrowed_error();
+    let answer = quote_spanned!(signature.output.span()=> __call.answer(&__value));
     quote! {
-        #[allow(unreachable_patterns, unreachable_code, clippy::let_unit_value)]
-        fn run(
-            call: &mut ::errback::__private::Call<'_>,
+        #[allow(unused_mut, unused_variables, unreachable_patterns, unreachable_code)]
+        fn __run(
+            __call: &mut ::errback::__private::Call<'_>,
         ) -> ::core::result::Result<(), ::errback::__private::RemoteErrorBody> {
-            #[allow(unused_variables)]
-            let #mutable arguments = call.arguments(#shown, &[#(#names),*])?;
-            #(let #slots = #owned;)*
-            call.begin();
+            let mut __arguments = __call.arguments(#shown, &[#(#names),*])?;
+            #(let #slots = #read;)*
+            __call.begin();
             match #returns::split(#name(#(#passed),*)) {
-                ::core::result::Result::Ok(value) => #answer,
-                ::core::result::Result::Err(error) => {
-                    ::core::result::Result::Err(::errback::__private::describe_error!(#returns::Error, error))
+                ::core::result::Result::Ok(__value) => #answer,
+                ::core::result::Result::Err(__error) => {
+                    ::core::result::Result::Err(::errback::__private::describe_error!(#borrowed #returns::Error, __error))
                 }
             }
         }
@@ -227,30 +219,31 @@ fn implementation(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
     let name = &function.sig.ident;
     let owned = signature.arguments.iter().map(|argument| &argument.owned);
     let returns = signature.returns();
-    let output = &signature.output;
-    let decode =
-        quote_spanned!(output.span()=> ::errback::__private::decode_output::<Self::Output>(bytes));
+    let borrowed = signature.borrowed_error();
+    let decode = quote_spanned! {signature.output.span()=>
+        ::errback::__private::decode_output::<Self::Output>(__bytes)
+    };
     quote! {
         impl ::errback::Task for #name {
             type Args = (#(#owned,)*);
             type Output = #returns::Value;
 
             fn name(&self) -> &'static str {
-                ENTRY.name()
+                __ENTRY.name()
             }
 
             fn entry(&self) -> ::core::option::Option<&'static ::errback::__private::TaskEntry> {
-                ::core::option::Option::Some(&ENTRY)
+                ::core::option::Option::Some(&__ENTRY)
             }
 
             fn decode_result(
-                bytes: &[u8],
+                __bytes: &[u8],
             ) -> ::core::result::Result<Self::Output, ::errback::__private::DecodeError> {
                 #decode
             }
 
-            fn decode_error(body: ::errback::__private::RemoteErrorBody) -> ::errback::__private::anyhow::Error {
-                ::errback::__private::restore_error!(#returns::Error, body)
+            fn decode_error(__body: ::errback::__private::RemoteErrorBody) -> ::errback::__private::anyhow::Error {
+                ::errback::__private::restore_error!(#borrowed #returns::Error, __body)
             }
         }
     }
@@ -275,7 +268,7 @@ fn entry(options: &Options, function: &ItemFn) -> TokenStream {
     });
     quote! {
         #linked
-        static ENTRY: ::errback::__private::TaskEntry = ::errback::__private::TaskEntry::new(#task_name, run);
+        static __ENTRY: ::errback::__private::TaskEntry = ::errback::__private::TaskEntry::new(#task_name, __run);
     }
 }
 

@@ -3,11 +3,12 @@
 use proc_macro2::TokenStream;
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
+use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::visit::{self, Visit};
+use syn::visit::Visit;
 use syn::{
-    Error, FnArg, Ident, ItemFn, Lifetime, Pat, PatType, Result, ReturnType, Type, TypeImplTrait,
-    TypeReference,
+    Error, FnArg, GenericArgument, Ident, ItemFn, Lifetime, Pat, PatType, PathArguments, Result,
+    ReturnType, Token, Type, TypeImplTrait, TypeReference,
 };
 
 /// serde encodes tuples of up to 16.
@@ -92,7 +93,7 @@ impl<'a> Signature<'a> {
         let output = match &sig.output {
             ReturnType::Default => syn::parse_quote!(()),
             ReturnType::Type(_, output) => {
-                refusals.borrowed(output, "a task's result must be owned, to travel: return a `String` for a `&str`, a `Vec` for a slice");
+                refusals.borrowed_result(output);
                 (**output).clone()
             }
         };
@@ -109,6 +110,18 @@ impl<'a> Signature<'a> {
             quote!(#comma, #name, ": ", ::core::stringify!(#written),)
         });
         quote!(::core::concat!(#name, "(", #(#arguments)* ")"))
+    }
+
+    /// A word for the expansion when the error has a reference in it.
+    pub(crate) fn borrowed_error(&self) -> Option<TokenStream> {
+        let mut finder = HasReference(false);
+        if let Some(arguments) = type_arguments(&self.output) {
+            arguments
+                .iter()
+                .skip(1)
+                .for_each(|argument| finder.visit_generic_argument(argument));
+        }
+        finder.0.then(|| quote!(borrowed))
     }
 
     /// The trait that tells a `Result` from a value, for this return type.
@@ -133,7 +146,7 @@ fn argument<'a>(at: usize, input: &'a FnArg, refusals: &mut Refusals) -> Option<
         Pat::Ident(pat) => pat.ident.unraw().to_string(),
         _ => at.to_string(),
     };
-    let slot = format_ident!("argument_{at}");
+    let slot = format_ident!("__argument_{at}");
     let (owned, passed) = match &**ty {
         Type::Reference(reference) => {
             refusals.reference(reference);
@@ -204,33 +217,73 @@ impl Refusals {
         let mut finder = Finder {
             refusals: self,
             sentence,
+            error: false,
         };
         finder.visit_type(ty);
+    }
+
+    /// The same in a return type. The `E` of a `Result<T, E>` need not travel, and may be a `&'static str`.
+    fn borrowed_result(&mut self, ty: &Type) {
+        let mut finder = Finder {
+            refusals: self,
+            sentence: "a task's result must be owned, to travel: return a `String` for a `&str`, a `Vec` for a slice",
+            error: false,
+        };
+        match type_arguments(ty) {
+            Some(arguments) if arguments.len() == 2 => {
+                finder.visit_generic_argument(&arguments[0]);
+                finder.error = true;
+                finder.visit_generic_argument(&arguments[1]);
+            }
+            _ => finder.visit_type(ty),
+        }
+    }
+}
+
+/// What is between the angle brackets of a type.
+fn type_arguments(ty: &Type) -> Option<&Punctuated<GenericArgument, Token![,]>> {
+    let Type::Path(path) = ty else { return None };
+    match &path.path.segments.last()?.arguments {
+        PathArguments::AngleBracketed(arguments) => Some(&arguments.args),
+        _ => None,
     }
 }
 
 struct Finder<'a> {
     refusals: &'a mut Refusals,
     sentence: &'static str,
+    /// In the type of an error.
+    error: bool,
 }
 
 impl Visit<'_> for Finder<'_> {
     fn visit_type_reference(&mut self, reference: &TypeReference) {
-        self.refusals.add(reference, self.sentence);
+        let is_static = reference
+            .lifetime
+            .as_ref()
+            .is_some_and(|lifetime| lifetime.ident == "static");
+        if !(self.error && is_static) {
+            self.refusals.add(reference, self.sentence);
+        }
     }
 
+    // Those of references do not come here. `Cow<'static, str>` is owned as far as serde cares.
     fn visit_lifetime(&mut self, lifetime: &Lifetime) {
-        self.refusals.add(lifetime, self.sentence);
+        if lifetime.ident != "static" {
+            self.refusals.add(lifetime, self.sentence);
+        }
     }
 
     fn visit_type_impl_trait(&mut self, ty: &TypeImplTrait) {
-        self.refusals.add(ty, "a task's types have names, so that both sides mean the same: write the type for `impl`");
+        let sentence = "a task's types have names, so that both sides mean the same: write the type for `impl`";
+        self.refusals.add(ty, sentence);
     }
+}
 
-    // A function pointer's own lifetimes are not borrowed from anywhere; serde will refuse the pointer.
-    fn visit_type_fn_ptr(&mut self, _: &syn::TypeFnPtr) {}
+struct HasReference(bool);
 
-    fn visit_type(&mut self, ty: &Type) {
-        visit::visit_type(self, ty);
+impl Visit<'_> for HasReference {
+    fn visit_type_reference(&mut self, _: &TypeReference) {
+        self.0 = true;
     }
 }

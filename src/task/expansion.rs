@@ -162,7 +162,7 @@ impl<R> Returns<R> for Returned<false> {
 }
 
 /// Asks what is known of an error of type `E`. There are two ladders, each tried from the most that can be had to the
-/// least: [what it says](#implementors), `(&&&&&&&ErrorProbe::<E>::new()).describe(&error)`, and whether it can travel
+/// least: [what it says](#implementors), `(&&&&&&&&ErrorProbe::<E>::new()).describe(&error)`, and whether it can travel
 /// as itself, `(&&&ErrorProbe::<E>::new()).encode(&error)`. A rung has one `&` less than the one above it.
 #[doc(hidden)]
 pub struct ErrorProbe<E>(PhantomData<E>);
@@ -183,7 +183,7 @@ pub trait DescribeAnyhow {
     fn describe(&self, error: &anyhow::Error) -> RemoteErrorBody;
 }
 
-impl DescribeAnyhow for &&&&&&ErrorProbe<anyhow::Error> {
+impl DescribeAnyhow for &&&&&&&ErrorProbe<anyhow::Error> {
     fn describe(&self, error: &anyhow::Error) -> RemoteErrorBody {
         let inner: &(dyn Error + 'static) = error.as_ref();
         let mut body = described::<anyhow::Error>(inner.to_string(), causes(inner.source()));
@@ -200,19 +200,19 @@ pub trait DescribeError<E> {
     fn describe(&self, error: &E) -> RemoteErrorBody;
 }
 
-impl<E: Error> DescribeError<E> for &&&&&ErrorProbe<E> {
+impl<E: Error> DescribeError<E> for &&&&&&ErrorProbe<E> {
     fn describe(&self, error: &E) -> RemoteErrorBody {
         described::<E>(error.to_string(), causes(error.source()))
     }
 }
 
-/// Something that holds an error without being one, as `Box<dyn Error + Send + Sync>` and a `Failure`.
+/// Something that holds an error without being one, as `Box<dyn Error + Send + Sync>` does.
 #[doc(hidden)]
 pub trait DescribeSendHolder<E> {
     fn describe(&self, error: &E) -> RemoteErrorBody;
 }
 
-impl<E: AsRef<dyn Error + Send + Sync>> DescribeSendHolder<E> for &&&&ErrorProbe<E> {
+impl<E: AsRef<dyn Error + Send + Sync>> DescribeSendHolder<E> for &&&&&ErrorProbe<E> {
     fn describe(&self, error: &E) -> RemoteErrorBody {
         let inner = error.as_ref();
         described::<E>(inner.to_string(), causes(inner.source()))
@@ -225,9 +225,22 @@ pub trait DescribeHolder<E> {
     fn describe(&self, error: &E) -> RemoteErrorBody;
 }
 
-impl<E: AsRef<dyn Error>> DescribeHolder<E> for &&&ErrorProbe<E> {
+impl<E: AsRef<dyn Error>> DescribeHolder<E> for &&&&ErrorProbe<E> {
     fn describe(&self, error: &E) -> RemoteErrorBody {
         let inner = error.as_ref();
+        described::<E>(inner.to_string(), causes(inner.source()))
+    }
+}
+
+/// Something that can be made an error of, as a `Failure` can, which shares one.
+#[doc(hidden)]
+pub trait DescribeShared<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody;
+}
+
+impl<E: Clone + Into<Box<dyn Error + Send + Sync>>> DescribeShared<E> for &&&ErrorProbe<E> {
+    fn describe(&self, error: &E) -> RemoteErrorBody {
+        let inner: Box<dyn Error + Send + Sync> = error.clone().into();
         described::<E>(inner.to_string(), causes(inner.source()))
     }
 }
@@ -255,15 +268,19 @@ impl<E: Debug> DescribeDebug<E> for &ErrorProbe<E> {
     }
 }
 
-/// What an error says of itself, for whatever type: see [`ErrorProbe`].
+/// What an error says of itself, for whatever type: see [`ErrorProbe`]. One with a `&'static str` in it is not asked
+/// whether it can be decoded: a lookup does not see lifetimes, and would find that it can, for some of them.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __describe_error {
+    (borrowed $error_type:ty, $error:ident) => {
+        (&&&&&&&&$crate::__private::ErrorProbe::<$error_type>::new()).describe(&$error)
+    };
     ($error_type:ty, $error:ident) => {{
-        let mut body =
-            (&&&&&&&$crate::__private::ErrorProbe::<$error_type>::new()).describe(&$error);
-        body.value = (&&&$crate::__private::ErrorProbe::<$error_type>::new()).encode(&$error);
-        body
+        let mut __body =
+            (&&&&&&&&$crate::__private::ErrorProbe::<$error_type>::new()).describe(&$error);
+        __body.value = (&&&$crate::__private::ErrorProbe::<$error_type>::new()).encode(&$error);
+        __body
     }};
 }
 
@@ -271,6 +288,9 @@ macro_rules! __describe_error {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __restore_error {
+    (borrowed $error_type:ty, $body:ident) => {
+        $crate::__private::anyhow::Error::new($crate::RemoteError::from($body))
+    };
     ($error_type:ty, $body:ident) => {
         (&&&$crate::__private::ErrorProbe::<$error_type>::new()).restore($body)
     };
