@@ -22,7 +22,7 @@ use errback_deferred::{
 use errback_reactor::Reactor;
 
 use crate::error::BuildError;
-use crate::pool::{JobHandle, Pool};
+use crate::pool::{Encoded, JobHandle, Pool};
 use crate::task::Task;
 
 /// How long jobs that run may go on when their loop shuts down, before they are killed.
@@ -61,9 +61,13 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// [`BuildError`] when there can be no pool.
 #[track_caller]
 pub fn defer_to_process<F: Task>(reactor: &Reactor, task: F, args: F::Args) -> Deferred<F::Output> {
-    match process_pool(reactor) {
-        Ok(pool) => start(&reactor.from_threads(), &pool, task, &args, |_| ()),
-        Err(why) => fail(why),
+    let pool = match process_pool(reactor) {
+        Ok(pool) => pool,
+        Err(why) => return fail(why),
+    };
+    match pool.encode(task, &args) {
+        Ok(call) => start(&reactor.from_threads(), &pool, call, |_| ()),
+        Err(error) => fail(error),
     }
 }
 
@@ -90,14 +94,27 @@ pub fn defer_to_process_pool<F: Task>(
     task: F,
     args: F::Args,
 ) -> Deferred<F::Output> {
+    match pool.encode(task, &args) {
+        Ok(call) => defer_call(event_loop, pool, call),
+        Err(error) => fail(error),
+    }
+}
+
+/// Runs a call in a pool that is not the loop's own: the loop's end waits for it.
+#[track_caller]
+pub(crate) fn defer_call<T: Send + 'static>(
+    event_loop: &impl ReactorCore,
+    pool: &Pool,
+    call: Encoded<T>,
+) -> Deferred<T> {
     let threads = event_loop.from_threads();
     let outstanding = match Outstanding::of(event_loop, &threads) {
         Ok(outstanding) => outstanding,
         Err(gone) => return fail(gone),
     };
     let mut place = None;
-    let submitted = |job: &JobHandle| place = Some(outstanding.add(job.clone()));
-    let d = start(&threads, pool, task, &args, submitted);
+    let submitted = |job: &JobHandle| place = Some(outstanding.add(job.clone(), pool.clone()));
+    let d = start(&threads, pool, call, submitted);
     match place {
         Some(place) => d.add_both(move |result| {
             outstanding.remove(place);
@@ -142,19 +159,14 @@ fn close_with(reactor: &Reactor, pool: &Pool) {
     );
 }
 
-/// Hops 1 and 2. `submitted` is shown the job's handle.
+/// The rest of hop 1, and hop 2. `submitted` is shown the job's handle.
 #[track_caller]
-fn start<F: Task>(
+fn start<T: Send + 'static>(
     threads: &Arc<dyn ReactorFromThreads>,
     pool: &Pool,
-    task: F,
-    args: &F::Args,
+    call: Encoded<T>,
     submitted: impl FnOnce(&JobHandle),
-) -> Deferred<F::Output> {
-    let call = match pool.encode(task, args) {
-        Ok(call) => call,
-        Err(error) => return fail(error),
-    };
+) -> Deferred<T> {
     // Looked at here, so that it fails here, even if the loop is no more. A pool that closes at this very moment on
     // another thread is found out by the submit.
     if let Some(why) = pool.shared().refusal() {
@@ -188,7 +200,8 @@ struct Outstanding {
 
 #[derive(Default)]
 struct Jobs {
-    places: Vec<Option<JobHandle>>,
+    /// A job, and its pool, which is not dropped before.
+    places: Vec<Option<(JobHandle, Pool)>>,
     free: Vec<usize>,
 }
 
@@ -235,7 +248,8 @@ impl Outstanding {
         })
     }
 
-    fn add(&self, job: JobHandle) -> usize {
+    fn add(&self, job: JobHandle, pool: Pool) -> usize {
+        let job = (job, pool);
         let Jobs { places, free } = &mut *self.jobs.borrow_mut();
         match free.pop() {
             Some(place) => {
@@ -252,10 +266,11 @@ impl Outstanding {
     /// The job's Deferred has fired.
     fn remove(&self, place: usize) {
         let mut jobs = self.jobs.borrow_mut();
-        jobs.places[place] = None;
+        let job = jobs.places[place].take();
         jobs.free.push(place);
         let last = jobs.free.len() == jobs.places.len();
         drop(jobs);
+        drop(job); // perhaps the last handle to its pool
         if last && matches!(*self.end.borrow(), End::Awaited(_)) {
             if let End::Awaited(shutdown) = self.end.replace(End::Reached) {
                 let _ = shutdown.callback(()); // whoever cancelled the wait does not wait
@@ -265,13 +280,12 @@ impl Outstanding {
 
     /// The loop's shutdown: gives the jobs their notice, and says when the last has fired.
     fn shut_down(&self) -> Option<Deferred<()>> {
-        let jobs: Vec<JobHandle> = self
-            .jobs
-            .borrow()
+        let jobs = self.jobs.borrow();
+        let jobs: Vec<JobHandle> = jobs
             .places
             .iter()
             .flatten()
-            .cloned()
+            .map(|(job, _)| job.clone())
             .collect();
         if jobs.is_empty() {
             self.end.replace(End::Reached);

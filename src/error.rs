@@ -111,7 +111,7 @@ impl Error for WorkerDied {}
 
 /// No worker could be started, and no other worker is there to run the job.
 ///
-/// The pool tried several times, with growing pauses. It tries again with a job that is submitted after the present
+/// The pool tried several times, with growing pauses, unless it was clear that trying is no use. It tries again with a job that is submitted after the present
 /// pause (at most five seconds).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -165,6 +165,20 @@ impl fmt::Display for SpawnFailure {
 }
 
 impl SpawnFailure {
+    /// Whether the next try will come to the same.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        match self {
+            SpawnFailure::Refused(why) => {
+                [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied].contains(&why.kind())
+                    || why.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
+            }
+            SpawnFailure::Ended(_) => false,
+            SpawnFailure::Silent(_)
+            | SpawnFailure::NotAWorker(_)
+            | SpawnFailure::BuildMismatch { .. } => true,
+        }
+    }
+
     /// What the reader may do about it.
     fn advice(&self) -> Option<&'static str> {
         match self {

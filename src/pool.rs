@@ -49,11 +49,13 @@ use state::{Closing, Phase, Stage, State};
 use wakeup::Wakeup;
 
 pub use builder::Builder;
+pub(crate) use typed::{Encoded, Results};
 
 /// A pool of worker processes that run tasks.
 ///
 /// It is a handle: clones are the same pool. When the last one is dropped the pool is [terminated](Pool::terminate), without
-/// waiting for it.
+/// waiting for it. A [`Deferred`](crate::defer_to_process_pool) of one of its jobs holds a handle until it fires; an
+/// [`AsyncResult`] does not.
 ///
 /// ```no_run
 /// use errback::Pool;
@@ -596,7 +598,7 @@ impl Shared {
         let place = state.place(id);
         (place.stage, place.job, place.dead) = (Stage::Vacant, None, false);
         if let Some(failed) = failed {
-            state.note_failed_start(failed, false);
+            state.note_failed_start(failed);
         }
         self.supervisor.wake();
     }

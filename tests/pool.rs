@@ -1,8 +1,13 @@
-//! A pool of real worker processes, from outside: results, failures, deaths, ends.
+//! A pool without any event loop, as a program uses it: results, maps, and where they can be waited for.
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use errback::{Pool, WorkerDied};
+use errback::{EncodeError, JobPanicked, Pool, WorkerDied};
 
 #[errback::task]
 fn add(a: i64, b: i64) -> i64 {
@@ -10,8 +15,43 @@ fn add(a: i64, b: i64) -> i64 {
 }
 
 #[errback::task]
-fn abort() {
-    std::process::abort()
+fn square_of(n: i64) -> i64 {
+    n * n
+}
+
+#[errback::task]
+fn reciprocal(n: i64) -> Result<f64, String> {
+    match n {
+        0 => Err("a division by zero".to_string()),
+        n => Ok(1.0 / n as f64),
+    }
+}
+
+#[errback::task]
+fn abort_at(n: i64) -> i64 {
+    match n {
+        13 => std::process::abort(),
+        n => n,
+    }
+}
+
+#[errback::task]
+fn panic_at(n: i64) -> i64 {
+    assert_ne!(n, 13, "on purpose");
+    n
+}
+
+#[errback::task]
+fn length_of(bytes: Vec<u8>) -> usize {
+    bytes.len()
+}
+
+#[errback::task]
+fn nothing() {}
+
+#[errback::task]
+fn process() -> u32 {
+    std::process::id()
 }
 
 fn pool(size: usize) -> Pool {
@@ -19,20 +59,221 @@ fn pool(size: usize) -> Pool {
 }
 
 #[test]
-fn a_job_runs_in_a_worker_and_its_result_comes_back() {
+fn a_job_runs_in_another_process_and_its_result_comes_back() {
     let pool = pool(1);
     assert_eq!(pool.apply_async(add, (1, 2)).get().expect("a sum"), 3);
+    assert_ne!(
+        pool.apply_async(process, ()).get().expect("a pid"),
+        std::process::id()
+    );
+    assert_eq!(square_of(7), 49, "it can still be called");
 }
 
 #[test]
-fn a_worker_that_aborts_fails_its_own_job_and_is_replaced() {
+fn an_error_is_the_failure() {
+    let failure = pool(1)
+        .apply_async(reciprocal, (0,))
+        .get()
+        .expect_err("no reciprocal");
+    assert_eq!(failure.to_string(), "a division by zero");
+}
+
+#[test]
+fn a_result_can_be_asked_whether_it_is_there() {
     let pool = pool(1);
-    let failure = pool.apply_async(abort, ()).get().expect_err("it aborts");
-    let died = failure
-        .check::<WorkerDied>()
-        .unwrap_or_else(|| panic!("{failure:?}"));
-    assert_eq!((died.exit.signal(), died.started), (Some(6), true));
-    assert_eq!(pool.apply_async(add, (1, 2)).get().expect("a sum"), 3);
+    let result = pool.apply_async(add, (1, 2));
+    result.wait();
+    assert!(result.ready());
+    assert_eq!(result.successful(), Some(true));
+    assert!(result.wait_timeout(Duration::ZERO));
+    assert_eq!(
+        result
+            .get_timeout(Duration::ZERO)
+            .expect("it is there")
+            .expect("a sum"),
+        3
+    );
+    let failed = pool.apply_async(reciprocal, (0,));
+    failed.wait();
+    assert_eq!(failed.successful(), Some(false));
+}
+
+#[test]
+fn a_result_that_is_late_is_not_lost() {
+    let pool = pool(1);
+    let gate = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let result = pool.apply_async(
+        wait_for_connection_to_end,
+        (gate.local_addr().expect("bound").port(),),
+    );
+    let (stream, _) = gate.accept().expect("the job connects");
+    let result = result
+        .get_timeout(Duration::from_millis(1))
+        .expect_err("it waits for us");
+    assert!(!result.ready() && result.successful().is_none());
+    drop(stream);
+    result.get().expect("nothing");
+}
+
+#[errback::task]
+fn wait_for_connection_to_end(port: u16) {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the test listens");
+    std::io::Read::read(&mut stream, &mut [0]).expect("an end");
+}
+
+/// Tells a channel.
+struct Tell(Sender<()>);
+
+impl Wake for Tell {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.send(());
+    }
+}
+
+#[test]
+fn a_result_is_a_future() {
+    let pool = pool(1);
+    let mut result = pin!(pool.apply_async(add, (1, 2)));
+    let (sender, woken) = channel();
+    let waker = Waker::from(Arc::new(Tell(sender)));
+    let mut context = Context::from_waker(&waker);
+    let sum = loop {
+        match result.as_mut().poll(&mut context) {
+            Poll::Ready(sum) => break sum,
+            Poll::Pending => woken.recv().expect("a wake"),
+        }
+    };
+    assert_eq!(sum.expect("a sum"), 3);
+}
+
+#[test]
+fn a_map_gives_results_in_the_order_of_the_items() {
+    let pool = pool(2);
+    let squares: Result<Vec<i64>, _> = pool.map(square_of, 0..10_000).collect();
+    assert_eq!(
+        squares.expect("squares"),
+        (0..10_000).map(|n| n * n).collect::<Vec<_>>()
+    );
+    let sums: Vec<i64> = pool
+        .map(add, [(1, 2), (3, 4)])
+        .map(|sum| sum.expect("a sum"))
+        .collect();
+    assert_eq!(sums, [3, 7]);
+    assert_eq!(pool.map(nothing, [(), ()]).count(), 2);
+    assert_eq!(pool.map(square_of, Vec::<i64>::new()).count(), 0);
+}
+
+#[test]
+fn a_map_works_with_any_chunk() {
+    let pool = pool(2);
+    for size in [1, 2, 7, 100, 1000] {
+        let squares: Result<Vec<i64>, _> = pool.map(square_of, 0..100).chunk_size(size).collect();
+        assert_eq!(
+            squares.expect("squares"),
+            (0..100).map(|n| n * n).collect::<Vec<_>>(),
+            "{size}"
+        );
+    }
+}
+
+#[test]
+fn a_map_as_completed_gives_each_item_once_with_its_number() {
+    let pool = pool(2);
+    let mut squares: Vec<(usize, i64)> = pool
+        .map(square_of, 0..1000)
+        .chunk_size(10)
+        .as_completed()
+        .map(|(index, square)| (index, square.expect("a square")))
+        .collect();
+    squares.sort_unstable();
+    assert_eq!(
+        squares,
+        (0..1000).map(|n| (n, (n * n) as i64)).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_map_takes_from_an_endless_source_as_it_is_consumed() {
+    let pool = pool(2);
+    let taken = std::cell::Cell::new(0);
+    let source = std::iter::repeat_with(|| {
+        taken.set(taken.get() + 1);
+        2
+    });
+    let squares: Vec<i64> = pool
+        .map(square_of, source)
+        .take(100)
+        .map(|square| square.expect("a square"))
+        .collect();
+    assert_eq!(squares, [4; 100]);
+    assert!(taken.get() < 100_000, "{} were taken", taken.get());
+}
+
+#[test]
+fn each_item_of_a_map_has_its_own_failure() {
+    let pool = pool(2);
+    let results: Vec<_> = pool.map(reciprocal, -2..=2).collect();
+    let values: Vec<Option<f64>> = results
+        .iter()
+        .map(|result| result.as_ref().ok().copied())
+        .collect();
+    assert_eq!(values, [Some(-0.5), Some(-1.0), None, Some(1.0), Some(0.5)]);
+    let results: Vec<_> = pool.map(panic_at, 0..100).chunk_size(100).collect();
+    assert!(
+        results[13]
+            .as_ref()
+            .is_err_and(|failure| failure.is::<JobPanicked>())
+    );
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 99);
+}
+
+#[test]
+fn a_death_in_a_map_fails_its_chunk_only() {
+    let pool = pool(2);
+    let results: Vec<_> = pool.map(abort_at, 0..100).chunk_size(10).collect();
+    let died = |n: usize| {
+        results[n]
+            .as_ref()
+            .is_err_and(|failure| failure.is::<WorkerDied>())
+    };
+    assert!((10..20).all(died), "{results:?}");
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 90);
+    let results: Vec<_> = pool.map(abort_at, 0..100).chunk_size(1).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 99);
+}
+
+#[test]
+fn a_map_whose_chunks_are_too_large_sends_smaller_ones() {
+    let pool = Pool::builder()
+        .size(2)
+        .max_message(100_000)
+        .build()
+        .expect("a pool");
+    let sizes = [10, 60_000, 60_000, 200_000, 60_000, 20];
+    let lengths: Vec<_> = pool
+        .map(length_of, sizes.map(|size| vec![0; size]))
+        .chunk_size(6)
+        .collect();
+    for (length, size) in lengths.into_iter().zip(sizes) {
+        match length {
+            Ok(length) => assert_eq!(length, size),
+            Err(failure) => assert!(
+                size == 200_000 && failure.is::<EncodeError>(),
+                "{size}: {failure:?}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn a_map_of_a_closed_pool_fails_each_item() {
+    let pool = pool(2);
     pool.close();
-    assert!(pool.join_timeout(Duration::from_secs(30)));
+    let results: Vec<_> = pool.map(square_of, 0..10).collect();
+    assert_eq!(results.len(), 10);
+    assert!(results.iter().all(|result| {
+        result
+            .as_ref()
+            .is_err_and(|failure| failure.is::<errback::PoolClosed>())
+    }));
 }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use errback::{
-    CancelledError, Failure, JobPanicked, Pool, PoolClosed, Reactor, WorkerDied, defer_to_process,
-    defer_to_process_pool, process_pool,
+    CancelledError, EncodeError, Failure, JobPanicked, Pool, PoolClosed, Reactor, WorkerDied,
+    defer_to_process, defer_to_process_pool, map_to_process, process_pool,
 };
 use errback_deferred::{Deferred, gather_results};
 
@@ -272,4 +272,38 @@ fn several_reactors_have_a_pool_each() {
         .map(|thread| thread.join().expect("no panic"))
         .collect();
     assert_eq!(sums, [1, 2, 3]);
+}
+
+#[test]
+fn a_map_fires_with_all_results_in_their_order() {
+    let pool = Pool::builder().size(2).build().expect("a pool");
+    let results =
+        run(move |reactor| map_to_process(reactor, &pool, add, (0..1000).map(|n| (n, 1))));
+    let sums: Result<Vec<i64>, Failure> = results.expect("a list").into_iter().collect();
+    assert_eq!(sums.expect("sums"), (1..=1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn arguments_that_cannot_be_encoded_fail_the_deferred_on_the_spot() {
+    let pool = Pool::builder()
+        .size(1)
+        .max_message(1024)
+        .build()
+        .expect("a pool");
+    let reactor = reactor();
+    let ends: Ends = Rc::default();
+    note(
+        &ends,
+        defer_to_process_pool(&reactor, &pool, length_of, (vec![0; 10_000],)),
+    );
+    assert!(
+        ends.borrow()[0]
+            .as_ref()
+            .is_err_and(|failure| failure.is::<EncodeError>())
+    );
+}
+
+#[errback::task]
+fn length_of(bytes: Vec<u8>) -> usize {
+    bytes.len()
 }

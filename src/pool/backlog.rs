@@ -38,6 +38,7 @@ struct Entry {
 pub(super) struct Call {
     pub(super) key: JobKey,
     pub(super) frame: Vec<u8>,
+    pub(super) chunk: bool,
 }
 
 /// What became of a job that was out.
@@ -106,6 +107,7 @@ impl Backlog {
                 index,
                 id: job.id(),
             },
+            chunk: job.is_chunk(),
             frame: job.take_frame(),
         })
     }
@@ -269,7 +271,7 @@ mod tests {
     fn job() -> Job {
         let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME)
             .expect("() can be encoded");
-        Job::new("t", frame, Box::new(|_| ()))
+        Job::new("t", frame, false, Box::new(|_| ()))
     }
 
     fn taken(backlog: &mut Backlog) -> Vec<u64> {

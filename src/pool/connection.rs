@@ -158,6 +158,12 @@ impl Connection {
         wakeup::count(&self.begun) > self.ran
     }
 
+    /// Begins to count anew, between two jobs.
+    pub(super) fn recount(&mut self) {
+        wakeup::count(&self.begun);
+        self.ran = 0;
+    }
+
     /// Writes what goes without blocking.
     fn write(&self, unwritten: &mut &[u8]) -> Result<(), Errno> {
         while !unwritten.is_empty() {

@@ -60,17 +60,20 @@ pub(crate) struct Job {
     id: u64,
     task: &'static str,
     frame: Vec<u8>,
+    /// Whether it is many calls in one.
+    chunk: bool,
     finish: Finish,
     resends: u8,
 }
 
 impl Job {
     /// A job from the frame of its call, whose number is not known yet.
-    pub(crate) fn new(task: &'static str, frame: Vec<u8>, finish: Finish) -> Self {
+    pub(crate) fn new(task: &'static str, frame: Vec<u8>, chunk: bool, finish: Finish) -> Self {
         Job {
             id: 0,
             task,
             frame,
+            chunk,
             finish,
             resends: 0,
         }
@@ -84,6 +87,11 @@ impl Job {
     /// The name of its task.
     pub(super) fn task(&self) -> &'static str {
         self.task
+    }
+
+    /// Whether it is many calls in one.
+    pub(super) fn is_chunk(&self) -> bool {
+        self.chunk
     }
 
     /// How often it was put back.

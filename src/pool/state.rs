@@ -122,6 +122,15 @@ impl State {
         self.count(Place::is_starting)
     }
 
+    /// How many workers are dead and not buried yet: whether that was a failed start is not known before.
+    pub(super) fn dying(&self) -> usize {
+        self.count(|place| {
+            place.dead
+                || (place.process.is_none()
+                    && matches!(place.stage, Stage::Serving | Stage::Starting))
+        })
+    }
+
     /// How many workers have nothing to do, or have just finished and will look for more in a moment.
     pub(super) fn available(&self) -> usize {
         self.count(|place| place.is_serving() && place.job.is_none())
@@ -142,7 +151,8 @@ impl State {
     }
 
     /// A worker could not be started: the next try has to wait.
-    pub(super) fn note_failed_start(&mut self, failed: SpawnFailed, hopeless: bool) {
+    pub(super) fn note_failed_start(&mut self, failed: SpawnFailed) {
+        let hopeless = failed.reason.is_hopeless();
         let failed = SpawnFailed {
             attempts: self.breaker.failures() + 1,
             ..failed

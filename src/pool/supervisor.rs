@@ -163,7 +163,7 @@ impl Supervisor {
         // Without a job to run for, an open breaker stays open.
         let given_up = state.breaker.reason().is_some() && alive == 0 && queued == 0;
         if alive >= needed
-            || (unsure && starting > 0)
+            || (unsure && starting + state.dying() > 0)
             || given_up
             || matches!(state.phase, Phase::Ended)
         {
@@ -253,9 +253,6 @@ impl Supervisor {
     }
 
     fn note_failure(&self, id: WorkerId, why: io::Error) {
-        let hopeless = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied]
-            .contains(&why.kind())
-            || why.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error());
         let reason = SpawnFailure::Refused(Arc::new(why));
         let program = self.shared.settings.launch.name();
         let failed = SpawnFailed {
@@ -267,7 +264,7 @@ impl Supervisor {
         let mut state = self.shared.state.lock();
         let place = state.place(id);
         (place.process, place.stage) = (None, Stage::Vacant);
-        state.note_failed_start(failed, hopeless);
+        state.note_failed_start(failed);
         // A place without a thread is none.
         if id.0 as usize >= self.waiters.len() {
             state.places.truncate(self.waiters.len());

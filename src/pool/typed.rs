@@ -4,7 +4,9 @@ use errback_deferred::Failure;
 
 use super::job::{Job, Outcome};
 use super::{JobHandle, Pool};
-use crate::error::{EncodeError, JobPanicked, NotSerialisable, RemoteError, UnknownTask};
+use crate::error::{
+    EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
+};
 use crate::task::Task;
 use crate::wire::{self, ErrorKind, RemoteErrorBody};
 
@@ -13,23 +15,38 @@ pub(crate) trait Sink<T>: FnOnce(Result<T, Failure>) + Send + 'static {}
 
 impl<T, S: FnOnce(Result<T, Failure>) + Send + 'static> Sink<T> for S {}
 
-/// A call of a task, encoded; it only lacks what is to be done with the result.
-pub(crate) struct Encoded<F> {
-    task: F,
+/// A call of a task, encoded, whose result is a `T`; it only lacks what is to be done with that.
+pub(crate) struct Encoded<T> {
+    task: &'static str,
     frame: Vec<u8>,
+    /// Of how many items it is a chunk.
+    items: Option<usize>,
+    decode: fn(&'static str, usize, Outcome<'_>) -> Result<T, Failure>,
 }
 
-impl<F: Task> Encoded<F> {
+impl<T: 'static> Encoded<T> {
     /// The job that hands its result to `sink`.
-    pub(crate) fn job(self, sink: impl Sink<F::Output>) -> Job {
-        let name = self.task.name();
-        Job::new(
-            name,
-            self.frame,
-            Box::new(move |outcome| sink(decode::<F>(name, outcome))),
-        )
+    pub(crate) fn job(self, sink: impl Sink<T>) -> Job {
+        let Encoded {
+            task,
+            frame,
+            items,
+            decode,
+        } = self;
+        let finish = move |outcome: Outcome<'_>| sink(decode(task, items.unwrap_or(1), outcome));
+        Job::new(task, frame, items.is_some(), Box::new(finish))
     }
 }
+
+impl<T> Encoded<T> {
+    /// Of how many items it is.
+    pub(crate) fn items(&self) -> usize {
+        self.items.unwrap_or(1)
+    }
+}
+
+/// A result for each item of a chunk.
+pub(crate) type Results<F> = Vec<Result<<F as Task>::Output, Failure>>;
 
 impl Pool {
     /// The bytes of a call.
@@ -37,10 +54,33 @@ impl Pool {
         &self,
         task: F,
         args: &F::Args,
-    ) -> Result<Encoded<F>, EncodeError> {
+    ) -> Result<Encoded<F::Output>, EncodeError> {
         task.entry(); // keeps the linker from dropping the task
-        let frame = wire::encode_call(0, task.name(), args, self.shared().settings.max_frame)?;
-        Ok(Encoded { task, frame })
+        let name = task.name();
+        let frame = wire::encode_call(0, name, args, self.shared().settings.max_frame)?;
+        Ok(Encoded {
+            task: name,
+            frame,
+            items: None,
+            decode: |task, _, outcome| decode::<F>(task, outcome),
+        })
+    }
+
+    /// The bytes of many calls of one task, to travel as one. Its result is never a failure.
+    pub(crate) fn encode_chunk<F: Task>(
+        &self,
+        task: F,
+        chunk: &[F::Args],
+    ) -> Result<Encoded<Results<F>>, EncodeError> {
+        task.entry();
+        let name = task.name();
+        let frame = wire::encode_chunk(0, name, chunk, self.shared().settings.max_frame)?;
+        Ok(Encoded {
+            task: name,
+            frame,
+            items: Some(chunk.len()),
+            decode: decode_chunk::<F>,
+        })
     }
 
     /// Submits a job; one that is refused fails right here.
@@ -62,6 +102,42 @@ fn decode<F: Task>(task: &'static str, outcome: Outcome<'_>) -> Result<F::Output
         Outcome::Answer(wire::Outcome::Error(body)) => Err(decode_failure::<F>(task, body)),
         Outcome::Failed(failure) => Err(failure),
     }
+}
+
+/// The results that the outcome of a chunk stands for: its own failure is that of each item.
+fn decode_chunk<F: Task>(
+    task: &'static str,
+    items: usize,
+    outcome: Outcome<'_>,
+) -> Result<Results<F>, Failure> {
+    let whole = match outcome {
+        Outcome::Answer(wire::Outcome::Value(bytes)) => match decode_items::<F>(task, items, bytes)
+        {
+            Ok(results) => return Ok(results),
+            Err(error) => error.into(),
+        },
+        Outcome::Answer(wire::Outcome::Error(body)) => decode_failure::<F>(task, body),
+        Outcome::Failed(failure) => failure,
+    };
+    Ok((0..items).map(|_| Err(whole.clone())).collect())
+}
+
+fn decode_items<F: Task>(
+    task: &'static str,
+    items: usize,
+    bytes: &[u8],
+) -> Result<Results<F>, ProtocolError> {
+    let results = wire::parse_chunk_results(bytes)?;
+    if results.len() != items {
+        return Err(ProtocolError::new(format!(
+            "{} results for {items} items",
+            results.len()
+        )));
+    }
+    Ok(results
+        .into_iter()
+        .map(|outcome| decode::<F>(task, Outcome::Answer(outcome)))
+        .collect())
 }
 
 /// The failure that a worker's error stands for.

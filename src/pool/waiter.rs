@@ -163,7 +163,13 @@ impl Waiter {
         let end = loop {
             match worker.wait(&mut unwritten, None) {
                 Event::Frame if unwritten.is_empty() => match self.answer(worker, &sent.call) {
-                    Ok(Answered::Finished) => return Ok(()),
+                    Ok(Answered::Finished) => {
+                        // Of a chunk one cannot tell from the answer whether any function was entered.
+                        if sent.call.chunk {
+                            worker.recount();
+                        }
+                        return Ok(());
+                    }
                     Ok(Answered::NotYet) => {}
                     Ok(Answered::TooLate) => break None,
                     Err(error) => break Some(error),
