@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use errback_deferred::{
     Deferred, DelayedCall, IntoOutcome, Phase, ReactorCore, ReactorFromThreads, ReactorTime,
-    SystemEvent, TriggerId, log_err, maybe_deferred,
+    SystemEvent, TriggerId, enter_loop, log_err, maybe_deferred,
 };
 use mio::event::{Event, Source};
 use mio::{Events, Interest, Poll, Waker};
@@ -156,6 +156,7 @@ impl Reactor {
             State::Stopped => return Err(RunError::NotRestartable),
             _ => return Err(RunError::AlreadyRunning),
         }
+        let _entered = enter_loop(self.from_threads()); // coroutines that await other futures are woken by us
         let ended = self.run_to_the_end();
         self.wind_up();
         ended
