@@ -186,7 +186,7 @@ struct Run {
     /// The firing ends, by the register that `new` made.
     ends: RefCell<HashMap<String, SharedResolver<Value>>>,
     pauses: RefCell<HashMap<String, Vec<Pause>>>,
-    clock: Clock,
+    clock: RefCell<Clock>,
     laters: RefCell<HashMap<String, DelayedCall>>,
     loops: RefCell<HashMap<String, LoopingCall>>,
     locks: RefCell<HashMap<String, Lock>>,
@@ -213,7 +213,7 @@ impl Run {
             registers: RefCell::default(),
             ends: RefCell::default(),
             pauses: RefCell::default(),
-            clock: Clock::new(),
+            clock: RefCell::default(),
             laters: RefCell::default(),
             loops: RefCell::default(),
             locks: RefCell::default(),
@@ -240,6 +240,7 @@ impl Run {
         drop(self.registers.take());
         drop(self.ends.take());
         drop(self.laters.take());
+        drop(self.clock.take()); // with the calls that are still to be made
         drop(self.locks.take());
         drop(self.queues.take());
     }
@@ -250,6 +251,10 @@ impl Run {
         for looping in self.loops.take().into_values() {
             looping.stop(); // it and its clock keep each other alive as long as it runs
         }
+    }
+
+    fn clock(&self) -> Clock {
+        self.clock.borrow().clone()
     }
 
     fn finals(self: &Rc<Self>) {
@@ -472,14 +477,14 @@ impl Run {
     fn time_op(self: &Rc<Self>, op: &Json) {
         match text(&op[0]) {
             "timeout" => self.timeout(op),
-            "advance" => self.clock.advance(seconds(&op[1])),
+            "advance" => self.clock().advance(seconds(&op[1])),
             "later" => self.later(&op[1], &op[2], &op[3]),
             "later_cancel" => self.delayed(&op[1], DelayedCall::cancel),
             "later_reset" => self.delayed(&op[1], |call| call.reset(seconds(&op[2]))),
             "later_delay" => self.delayed(&op[1], |call| call.delay(seconds(&op[2]))),
             "defer_later" => {
                 let null = || Ok(Value::Null);
-                let d = defer_later(&self.clock, seconds(&op[2]), null).with_visible_input();
+                let d = defer_later(&self.clock(), seconds(&op[2]), null).with_visible_input();
                 self.register(&op[1], d.add_callback(self.caller_of_values(&op[3])));
             }
             "loop" => self.start_loop(op),
@@ -499,11 +504,11 @@ impl Run {
     fn timeout(self: &Rc<Self>, op: &Json) {
         let (name, timeout) = (text(&op[1]), seconds(&op[2]));
         match op.get(3).filter(|spec| !spec.is_null()) {
-            None => self.change(name, |d| d.add_timeout(timeout, &self.clock)),
+            None => self.change(name, |d| d.add_timeout(timeout, &self.clock())),
             Some(spec) => {
                 let call = self.caller(spec);
                 self.change(name, |d| {
-                    d.add_timeout_with(timeout, &self.clock, move |result, _| call(result))
+                    d.add_timeout_with(timeout, &self.clock(), move |result, _| call(result))
                 });
             }
         }
@@ -512,10 +517,10 @@ impl Run {
     fn later(self: &Rc<Self>, name: &Json, delay: &Json, ops: &Json) {
         let (run, shown, ops) = (self.clone(), name.clone(), ops.clone());
         let call = move || {
-            run.record(json!(["later", shown, run.clock.seconds().as_secs_f64()]));
+            run.record(json!(["later", shown, run.clock().seconds().as_secs_f64()]));
             run.ops(&ops);
         };
-        let call = self.clock.call_later(seconds(delay), Box::new(call));
+        let call = self.clock().call_later(seconds(delay), Box::new(call));
         self.laters.borrow_mut().insert(text(name).to_owned(), call);
     }
 
@@ -529,7 +534,7 @@ impl Run {
     }
 
     fn start_loop(self: &Rc<Self>, op: &Json) {
-        let looping = LoopingCall::new(self.clock.clone(), self.function(&op[5]));
+        let looping = LoopingCall::new(self.clock(), self.function(&op[5]));
         let name = text(&op[1]).to_owned();
         self.loops
             .borrow_mut()
