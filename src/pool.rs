@@ -45,7 +45,7 @@ use backlog::{Call, Completed};
 use child::{Child, Launch, Process};
 use job::{Job, JobKey, JobState, Verdict, WorkerId};
 use output::Output;
-use state::{Closing, Phase, Stage, State};
+use state::{Closing, Phase, Place, Stage, State};
 use wakeup::Wakeup;
 
 pub use builder::Builder;
@@ -615,13 +615,12 @@ impl Shared {
         for bell in &self.bells[..state.places.len()] {
             bell.notify_all();
         }
-        let starting = state
-            .places
-            .iter()
-            .filter(|place| matches!(place.stage, Stage::Starting));
-        starting
-            .filter_map(|place| place.process.as_ref())
-            .for_each(|process| process.wakeup.wake());
+        // One that has just been handed over finds the wake-up when it begins to wait.
+        let starting = |place: &&Place| matches!(place.stage, Stage::Handed(_) | Stage::Starting);
+        let starting = state.places.iter().filter(starting);
+        for process in starting.filter_map(|place| place.process.as_ref()) {
+            process.wakeup.wake();
+        }
     }
 
     /// A waiter panicked over its worker: kills it, fails the job, and goes on.

@@ -91,15 +91,11 @@ impl Connection {
             let ready = self.poll(!unwritten.is_empty(), deadline);
             if ready.socket {
                 match self.read() {
-                    Ok(0) => {
-                        return if ready.process {
-                            Event::Died
-                        } else {
-                            Event::Closed
-                        };
-                    }
+                    Ok(0) if ready.process => return Event::Died,
+                    Ok(0) => return Event::Closed,
                     Ok(_) => continue,
-                    Err(_) => {}
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(_) => return Event::Closed,
                 }
             }
             match ready {
@@ -142,6 +138,7 @@ impl Connection {
                 result => return result.unwrap_or(false),
             }
             match self.read() {
+                Err(Errno::INTR) => {}
                 Ok(0) | Err(_) => return self.reader.has_frame().unwrap_or(false),
                 Ok(n) => left = left.saturating_sub(n),
             }

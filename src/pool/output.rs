@@ -8,16 +8,17 @@
 //! Writes go to descriptors 1 and 2 directly. `std::io::stdout()` has a lock that a progress bar may hold for minutes.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::OFlags;
-use rustix::io::Errno;
+use rustix::fs::{FileType, OFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 use rustix::pipe::PipeFlags;
 
 use super::wakeup::Wakeup;
@@ -44,7 +45,8 @@ pub(super) struct Output {
 
 enum Thread {
     NotYet,
-    Runs(JoinHandle<()>),
+    /// The channel's other end is dropped when the thread ends.
+    Runs(JoinHandle<()>, Receiver<()>),
     Ends,
 }
 
@@ -119,8 +121,13 @@ impl Output {
         let mut thread = self.thread.lock();
         if let Thread::NotYet = *thread {
             let output = Arc::clone(self);
+            let (ends, ended) = channel();
             let builder = std::thread::Builder::new().name(thread_name(pool, "output"));
-            *thread = Thread::Runs(builder.spawn(move || output.run())?);
+            let run = move || {
+                output.run();
+                drop(ends);
+            };
+            *thread = Thread::Runs(builder.spawn(run)?, ended);
         }
         self.streams
             .lock()
@@ -151,7 +158,9 @@ impl Output {
     pub(super) fn end(&self) {
         let thread = std::mem::replace(&mut *self.thread.lock(), Thread::Ends);
         self.wakeup.wake();
-        if let Thread::Runs(thread) = thread {
+        if let Thread::Runs(thread, ended) = thread
+            && ended.recv_timeout(2 * FLUSH) == Err(RecvTimeoutError::Disconnected)
+        {
             let _ = thread.join();
         }
     }
@@ -277,7 +286,7 @@ impl Sink {
             return;
         };
         while let Some(chunk) = self.next_chunk() {
-            match self.write_chunk(&chunk) {
+            match write_chunk((self.fd)(), &chunk) {
                 Ok(n) if n == chunk.len() => {}
                 Ok(n) => {
                     let mut pending = self.pending.lock();
@@ -307,24 +316,37 @@ impl Sink {
             ),
         }
     }
+}
 
-    /// How much was written: nothing, when it would have blocked.
-    fn write_chunk(&self, chunk: &[u8]) -> Result<usize, Errno> {
-        let fd = (self.fd)();
-        let mut ready = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-        poll(&mut ready, Some(Instant::now()));
-        let events = ready[0].revents();
-        if events.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
-            return Err(Errno::PIPE); // found out without writing, which could cost a SIGPIPE
-        }
-        if !events.contains(PollFlags::OUT) {
-            return Ok(0);
-        }
-        match rustix::io::write(fd.as_fd(), chunk) {
-            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
-            result => result,
+/// How much was written: nothing, when it would have blocked.
+fn write_chunk(fd: BorrowedFd<'_>, chunk: &[u8]) -> Result<usize, Errno> {
+    let mut ready = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    poll(&mut ready, Some(Instant::now()));
+    let events = ready[0].revents();
+    if events.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+        return Err(Errno::PIPE); // found out without writing, which could cost a SIGPIPE
+    }
+    if !events.contains(PollFlags::OUT) {
+        return Ok(0);
+    }
+    match write_now(fd, chunk) {
+        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+        result => result,
+    }
+}
+
+/// Writes to what has just polled as writable. Somebody else may have filled a pipe since, and its `O_NONBLOCK` is not
+/// ours to set: it would be the host's too. Where the kernel can be asked not to wait this once, it is.
+fn write_now(fd: BorrowedFd<'_>, chunk: &[u8]) -> Result<usize, Errno> {
+    let stat = rustix::fs::fstat(fd)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+        const HERE: u64 = u64::MAX; // no offset
+        match rustix::io::pwritev2(fd, &[IoSlice::new(chunk)], HERE, ReadWriteFlags::NOWAIT) {
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::SPIPE) => {}
+            result => return result,
         }
     }
+    rustix::io::write(fd, chunk)
 }
 
 #[cfg(test)]
@@ -361,6 +383,18 @@ mod tests {
         let output = Output::new().expect("an eventfd");
         let (worker, _stdout, _stderr) = WorkerOutput::new().expect("two pipes");
         assert_eq!(output.bury(&worker), "");
+    }
+
+    #[test]
+    fn a_full_pipe_is_not_waited_for() {
+        let (_reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        let chunk = [0; WRITE_AT_ONCE];
+        let written = std::iter::repeat_with(|| write_chunk(writer.as_fd(), &chunk));
+        assert_eq!(
+            written.take_while(|n| *n == Ok(WRITE_AT_ONCE)).count(),
+            16,
+            "a pipe holds 64 KiB"
+        );
     }
 
     #[test]

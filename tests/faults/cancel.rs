@@ -42,7 +42,7 @@ rows! {
     fn c2_a_job_that_computes_for_ever_can_be_cancelled() {
         let invariant = Invariant::new().with_bystander();
         let victim = invariant.pool.apply_async(spin, ());
-        crate::support::eventually(crate::support::SOON, "it is sent", || invariant.pool.stats().running == 2);
+        crate::support::eventually(crate::support::soon(), "it is sent", || invariant.pool.stats().running == 2);
         victim.cancel();
         failure_of::<CancelledError, _>(victim);
         invariant.check();

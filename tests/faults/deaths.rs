@@ -48,7 +48,7 @@ rows! {
         let invariant = Invariant::new();
         let before = invariant.pool.stats();
         kill(before.workers[0], Signal::KILL);
-        crate::support::eventually(crate::support::WHOLE, "a new worker", || {
+        crate::support::eventually(crate::support::whole(), "a new worker", || {
             let now = invariant.pool.stats();
             now.workers.len() == 2 && now.spawned == before.spawned + 1
         });
@@ -60,7 +60,7 @@ rows! {
         let victim = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
         kill(victim, Signal::STOP);
         let job = invariant.pool.apply_async(add, (1, 2));
-        crate::support::eventually(crate::support::SOON, "the job is sent", || invariant.pool.stats().running == 2);
+        crate::support::eventually(crate::support::soon(), "the job is sent", || invariant.pool.stats().running == 2);
         kill(victim, Signal::KILL);
         assert_eq!(value(job), 3);
         assert_eq!(invariant.pool.stats().resent, 1);
@@ -73,7 +73,7 @@ rows! {
         let victim = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
         kill(victim, Signal::STOP);
         let job = invariant.pool.apply_async(echo, (vec![7; 64 << 20],));
-        crate::support::eventually(crate::support::SOON, "the job is sent", || invariant.pool.stats().running == 2);
+        crate::support::eventually(crate::support::soon(), "the job is sent", || invariant.pool.stats().running == 2);
         kill(victim, Signal::KILL);
         assert!(value(job) == vec![7; 64 << 20]);
         invariant.check();
@@ -152,7 +152,7 @@ rows! {
     fn x7_a_worker_that_aborts_after_its_answer_harms_nobody() {
         let invariant = Invariant::new();
         let pid = value(invariant.pool.apply_async(abort_later, (20,)));
-        crate::support::eventually(crate::support::WHOLE, "it is gone", || !crate::support::is_alive(pid));
+        crate::support::eventually(crate::support::whole(), "it is gone", || !crate::support::is_alive(pid));
         invariant.check();
     }
 
@@ -174,7 +174,7 @@ rows! {
         let held = invariant.gate.held();
         invariant.pool.stats().workers.into_iter().for_each(|pid| kill(pid, Signal::STOP));
         invariant.pool.terminate();
-        assert!(invariant.pool.join_timeout(crate::support::WHOLE));
+        assert!(invariant.pool.join_timeout(crate::support::whole()));
         failure_of::<errback::PoolClosed, _>(job);
         held.gone();
         assert!(children().is_empty());

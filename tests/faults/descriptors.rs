@@ -38,7 +38,7 @@ rows! {
         let worker = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
         kill(worker, Signal::KILL);
         assert_eq!(failure_of::<WorkerDied, _>(victim).exit.signal(), Some(Signal::KILL.as_raw()));
-        eventually(crate::support::WHOLE, "the group is killed", || !crate::support::is_alive(grandchild));
+        eventually(crate::support::whole(), "the group is killed", || !crate::support::is_alive(grandchild));
         drop(held);
         invariant.check();
     }
@@ -47,7 +47,7 @@ rows! {
         let invariant = Invariant::new();
         let (worker, grandchild) = value(invariant.pool.apply_async(spawn_sleeper, (true,)));
         kill(worker, Signal::KILL);
-        eventually(crate::support::WHOLE, "it is replaced", || {
+        eventually(crate::support::whole(), "it is replaced", || {
             let workers = invariant.pool.stats().workers;
             workers.len() == 2 && !workers.contains(&worker)
         });
@@ -65,7 +65,7 @@ rows! {
         let failed = failure_of::<errback::SpawnFailed, _>(pool.apply_async(add, (1, 1)));
         assert!(failed.to_string().contains("open files"), "{failed}");
         rustix::process::setrlimit(Resource::Nofile, limits).expect("the old limit");
-        eventually(crate::support::WHOLE, "a job succeeds again", || pool.apply_async(add, (1, 1)).get().is_ok());
+        eventually(crate::support::whole(), "a job succeeds again", || pool.apply_async(add, (1, 1)).get().is_ok());
         close(pool, &before);
     }
 
@@ -76,7 +76,7 @@ rows! {
         let scarce = Rlimit { current: Some(scarce), maximum: limits.maximum };
         rustix::process::setrlimit(Resource::Nofile, scarce).expect("a lower limit");
         let job = pool.apply_async(add, (1, 1));
-        eventually(crate::support::WHOLE, "a start has failed", || pool.stats().failed_starts > 0);
+        eventually(crate::support::whole(), "a start has failed", || pool.stats().failed_starts > 0);
         rustix::process::setrlimit(Resource::Nofile, limits).expect("the old limit");
         assert_eq!(value(job), 2);
     }

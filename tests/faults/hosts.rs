@@ -11,7 +11,7 @@ use crate::support::{
 use crate::tasks::*;
 
 /// How long workers may outlive their host.
-const ORPHANED: Duration = Duration::from_secs(3);
+const ORPHANED: Duration = Duration::from_secs(30);
 
 /// A host process: this test binary, told to run one of the tests below that are hosts and nothing else.
 fn host(which: &str, gate: &Gate) -> Child {
@@ -66,30 +66,36 @@ fn workers_go_with(which: &str) {
     });
 }
 
-/// What each of the hosts does before it waits to be killed.
-fn be_host(after: impl FnOnce(&errback::Pool)) {
+/// What a host does that waits to be killed.
+fn be_host() {
+    be_host_until(|| {
+        loop {
+            std::thread::park();
+        }
+    });
+}
+
+/// What a host does whose two workers are busy, and then idle.
+fn be_host_until(end: impl FnOnce()) {
     let Some(gate) = gate_of_host() else { return };
     let pool = pool(2);
     let jobs: Vec<_> = (0..2)
         .map(|_| pool.apply_async(hold, (gate.clone(),)))
         .collect();
-    after(&pool);
     jobs.into_iter().for_each(|job| drop(job.get()));
-    loop {
-        std::thread::park();
-    }
+    end();
 }
 
 #[test]
 #[ignore = "a host for the tests below"]
 fn host_with_busy_workers() {
-    be_host(|_| ());
+    be_host();
 }
 
 #[test]
 #[ignore = "a host for the tests below"]
 fn host_with_idle_workers() {
-    be_host(|_| ());
+    be_host();
 }
 
 #[test]
@@ -115,7 +121,7 @@ fn host_that_exits() {
 #[ignore = "a host for the tests below"]
 fn host_that_ignores_its_children() {
     let Some(gate) = gate_of_host() else { return };
-    ignore_children();
+    set_signal(SIGCHLD, IGNORE);
     let pool = pool(2);
     let job = pool.apply_async(exit, (7,));
     let died = crate::support::failure_of::<errback::WorkerDied, _>(job);
@@ -126,14 +132,94 @@ fn host_that_ignores_its_children() {
     std::fs::write(gate + ".ok", "").expect("a mark");
 }
 
-/// As `signal(SIGCHLD, SIG_IGN)`, which std has no function for.
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_that_waits_for_one() {
+    let Some(gate) = gate_of_host() else { return };
+    let pool = pool(1);
+    let worker = value(pool.apply_async(hold, (gate.clone(),)));
+    std::fs::write(gate + ".ok", worker.to_string()).expect("a mark");
+}
+
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_with_default_sigpipe() {
+    let Some(gate) = gate_of_host() else { return };
+    set_signal(SIGPIPE, DEFAULT);
+    let pool = pool(1);
+    for n in 0..20 {
+        let worker = value(pool.apply_async(worker_pid, ()));
+        kill(worker, Signal::KILL);
+        assert_eq!(
+            value(pool.apply_async(echo, (vec![n; 1 << 20],))).len(),
+            1 << 20
+        );
+    }
+    std::fs::write(gate + ".ok", "").expect("a mark");
+}
+
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_that_becomes_another_program() {
+    be_host_until(|| {
+        use std::os::unix::process::CommandExt;
+        panic!("{}", Command::new("sleep").arg("60").exec());
+    });
+}
+
+#[test]
+#[ignore = "a host for the tests below"]
+fn host_in_a_directory_that_is_gone() {
+    let Some(gate) = gate_of_host() else { return };
+    let directory = gate.clone() + ".d";
+    std::fs::create_dir(&directory).expect("a directory");
+    std::env::set_current_dir(&directory).expect("a directory");
+    std::fs::remove_dir(&directory).expect("a directory");
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777));
+    let pool = pool(2);
+    assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    std::fs::write(gate + ".ok", "").expect("a mark");
+}
+
+const SIGPIPE: i32 = 13;
+const SIGCHLD: i32 = 17;
+const DEFAULT: usize = 0;
+const IGNORE: usize = 1;
+
+/// As C's `signal`, which std has no function for.
 #[allow(unsafe_code)] // there is no other way to ignore a signal
-fn ignore_children() {
+fn set_signal(number: i32, handler: usize) {
     unsafe extern "C" {
         fn signal(number: i32, handler: usize) -> usize;
     }
-    // SAFETY: 17 is SIGCHLD and 1 is SIG_IGN, on Linux; ignoring a signal runs no handler.
-    unsafe { signal(17, 1) };
+    assert!([DEFAULT, IGNORE].contains(&handler));
+    // SAFETY: the default action and ignoring run no handler of ours.
+    unsafe { signal(number, handler) };
+}
+
+/// Waits for a host that is to leave a mark.
+#[track_caller]
+fn comes_to_its_end(mut host: Child, gate: &Gate) -> String {
+    let status = host.wait().expect("an end");
+    let mark = format!("{}.ok", gate.path);
+    let text = std::fs::read_to_string(&mark).unwrap_or_else(|error| panic!("{status}: {error}"));
+    let _ = std::fs::remove_file(mark);
+    text
+}
+
+/// How often a process has gone to sleep.
+fn sleeps(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("procfs");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("voluntary_ctxt_switches:"))
+        .expect("a count");
+    line.split_whitespace()
+        .nth(1)
+        .expect("a number")
+        .parse()
+        .expect("a number")
 }
 
 rows! {
@@ -190,10 +276,7 @@ rows! {
 
     fn g2_a_host_that_ignores_its_children_has_a_pool_all_the_same() {
         let gate = Gate::new();
-        let mut host = host("host_that_ignores_its_children", &gate);
-        assert!(host.wait().expect("an end").success());
-        let mark = format!("{}.ok", gate.path);
-        assert!(std::fs::remove_file(mark).is_ok(), "it came to its end");
+        comes_to_its_end(host("host_that_ignores_its_children", &gate), &gate);
     }
 
     fn g2_a_host_that_collects_any_child_has_a_pool_all_the_same() {
@@ -213,7 +296,7 @@ rows! {
             done.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         pool.close();
-        assert!(pool.join_timeout(crate::support::WHOLE));
+        assert!(pool.join_timeout(crate::support::whole()));
         assert!(child_pids().is_empty());
     }
 
@@ -231,13 +314,50 @@ rows! {
         let before = children_of(host.id());
         before.iter().for_each(|pid| kill(*pid, Signal::KILL));
         drop(held);
-        eventually(crate::support::WHOLE, "two new workers", || {
+        eventually(crate::support::whole(), "two new workers", || {
             let now = children_of(host.id());
             now.len() == 2 && now.iter().all(|pid| !before.contains(pid) && is_alive(*pid))
         });
         kill(host.id(), Signal::KILL);
         host.wait().expect("a dead host");
         let _ = std::fs::remove_file(&copy);
+    }
+
+    fn k6_an_answer_that_was_sent_counts_though_the_worker_is_dead_before_it_is_read() {
+        let gate = Gate::new();
+        let host = host("host_that_waits_for_one", &gate);
+        let held = gate.held();
+        let worker = held.pid;
+        kill(host.id(), Signal::STOP);
+        let before = sleeps(worker);
+        held.release();
+        eventually(crate::support::whole(), "it has answered and waits for more", || {
+            sleeps(worker) > before && crate::support::state(worker) == "S"
+        });
+        kill(worker, Signal::KILL);
+        kill(host.id(), Signal::CONT);
+        assert_eq!(comes_to_its_end(host, &gate), worker.to_string());
+    }
+
+    fn g3_a_dead_worker_does_not_end_a_host_that_has_sigpipe_at_its_default() {
+        let gate = Gate::new();
+        comes_to_its_end(host("host_with_default_sigpipe", &gate), &gate);
+    }
+
+    fn g5_a_host_without_directory_and_with_an_odd_umask_has_a_pool() {
+        let gate = Gate::new();
+        comes_to_its_end(host("host_in_a_directory_that_is_gone", &gate), &gate);
+    }
+
+    fn o3_a_host_that_becomes_another_program_leaves_no_worker() {
+        let gate = Gate::new();
+        let mut host = host("host_that_becomes_another_program", &gate);
+        let held: Vec<Held> = (0..2).map(|_| gate.held()).collect();
+        let workers = children_of(host.id());
+        held.into_iter().for_each(Held::release);
+        eventually(ORPHANED, "the workers are gone", || !workers.iter().any(|pid| is_alive(*pid)));
+        kill(host.id(), Signal::KILL);
+        host.wait().expect("an end");
     }
 
     fn t2_a_worker_does_not_run_the_tests() {

@@ -80,11 +80,11 @@ rows! {
         }
     }
 
-    fn r1_a_worker_that_starts_at_the_third_try_is_in_time() {
-        // The first two leave a mark and fail; the third is this program.
+    fn k7_r1_a_worker_that_starts_at_the_third_try_is_in_time() {
+        // The first ends and the second is killed before they say hello; the third is this program.
         let mark = Gate::new().path.clone();
         let script = format!(
-            "n=$(cat {mark}.n 2>/dev/null || echo 0); echo $((n + 1)) > {mark}.n; [ $n -lt 2 ] && exit 1; exec {}",
+            "n=$(cat {mark}.n 2>/dev/null || echo 0); echo $((n + 1)) > {mark}.n; [ $n = 0 ] && exit 1; [ $n = 1 ] && kill -9 $$; exec {}",
             std::env::current_exe().expect("this binary").display()
         );
         let pool = pool_of("sh", &["-c", &script]);
@@ -154,6 +154,6 @@ rows! {
         let pool = Pool::builder().size(1).env_clear().env("SAID", "so").current_dir("/").build().expect("a pool");
         assert_eq!(value(pool.apply_async(environment, ("SAID".to_string(),))), Some("so".to_string()));
         assert_eq!(value(pool.apply_async(environment, ("PATH".to_string(),))), None);
-        assert_eq!(value(pool.apply_async(directory, ())), "/");
+        assert_eq!(value(pool.apply_async(working_directory, ())), "/");
     }
 }

@@ -6,7 +6,7 @@ use errback::{PoolClosed, WorkerDied};
 use rustix::process::Signal;
 
 use crate::support::{
-    Belongings, Gate, WHOLE, close, eventually, failure, failure_of, pool, rows, value,
+    Belongings, Gate, close, eventually, failure, failure_of, pool, rows, value, whole,
 };
 use crate::tasks::*;
 
@@ -100,7 +100,7 @@ rows! {
                 std::hint::spin_loop();
             }
             pool.terminate();
-            jobs.into_iter().for_each(|job| assert!(job.get_timeout(WHOLE).is_ok(), "it fired"));
+            jobs.into_iter().for_each(|job| assert!(job.get_timeout(whole()).is_ok(), "it fired"));
             close(pool, &before);
         }
     }
@@ -109,7 +109,7 @@ rows! {
         let before = Belongings::now();
         let pool = errback::Pool::builder().size(2).command("false", [""; 0]).build().expect("a pool");
         let job = pool.apply_async(add, (1, 1));
-        eventually(WHOLE, "a start has failed", || pool.stats().failed_starts > 0);
+        eventually(whole(), "a start has failed", || pool.stats().failed_starts > 0);
         pool.terminate();
         failure(job);
         close(pool, &before);

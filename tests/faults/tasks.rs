@@ -309,7 +309,7 @@ pub(crate) fn environment(name: String) -> Option<String> {
 }
 
 #[errback::task]
-pub(crate) fn directory() -> String {
+pub(crate) fn working_directory() -> String {
     std::env::current_dir()
         .map(|path| path.to_string_lossy().into_owned())
         .unwrap_or_default()
