@@ -289,3 +289,42 @@ impl std::error::Error for RemoteCause {
         self.cause.as_deref().map(|cause| cause as _)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(_: &mut Call<'_>) -> Result<(), RemoteErrorBody> {
+        Ok(())
+    }
+
+    static FIRST: TaskEntry = TaskEntry::new("first", run);
+    static SECOND: TaskEntry = TaskEntry::new("demo::second", run);
+    static FIRST_AGAIN: TaskEntry = TaskEntry::new("first", run);
+
+    #[test]
+    fn a_name_stands_for_one_task() {
+        let refused = TaskTable::new([&FIRST, &SECOND, &FIRST_AGAIN]).unwrap_err();
+        assert_eq!(refused, DuplicateTask { name: "first" });
+        assert!(refused.to_string().contains("#[errback::task(name = "));
+        // The same one twice is no harm: it may be listed and linked.
+        assert_eq!(TaskTable::new([&FIRST, &SECOND, &FIRST]).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_task_that_is_not_there_is_missed_with_what_is_there() {
+        let table = TaskTable::new([&FIRST, &SECOND]).unwrap();
+        assert!(std::ptr::eq(table.find("demo::second").unwrap(), &SECOND));
+        let sentence = |name| table.find(name).unwrap_err().message;
+        assert_eq!(
+            sentence("other::second"),
+            "no task `other::second` among the 2 that this worker knows; did you mean `demo::second`?"
+        );
+        assert_eq!(
+            sentence("third"),
+            "no task `third` among the 2 that this worker knows"
+        );
+        let none = TaskTable::default().find("x").unwrap_err();
+        assert!(none.message.contains("run_if_worker"), "{}", none.message);
+    }
+}

@@ -140,7 +140,8 @@ pub(crate) struct Chunk<'a> {
 
 impl<'a> Chunk<'a> {
     pub(crate) fn parse(args: &'a [u8]) -> Result<Chunk<'a>, DecodeError> {
-        Chunk::read(Scanner::new(args)).map_err(|e| DecodeError::new(format!("not a task and an array of calls: {e}")))
+        Chunk::read(Scanner::new(args))
+            .map_err(|e| DecodeError::new(format!("not a task and an array of calls: {e}")))
     }
 
     fn read(mut scanner: Scanner<'a>) -> Result<Chunk<'a>, ProtocolError> {
@@ -164,7 +165,10 @@ impl<'a> Chunk<'a> {
             return Ok(None);
         }
         self.left -= 1;
-        self.calls.value().map(Some).map_err(|e| DecodeError::new(e.to_string()))
+        self.calls
+            .value()
+            .map(Some)
+            .map_err(|e| DecodeError::new(e.to_string()))
     }
 }
 
@@ -182,7 +186,11 @@ pub(crate) fn begin_result(encoder: &mut Encoder) -> Result<usize, EncodeError> 
 }
 
 /// Makes `[error, nil]` of the result that began at `start`.
-pub(crate) fn error_result(encoder: &mut Encoder, start: usize, error: RemoteErrorBody) -> Result<(), EncodeError> {
+pub(crate) fn error_result(
+    encoder: &mut Encoder,
+    start: usize,
+    error: RemoteErrorBody,
+) -> Result<(), EncodeError> {
     encoder.truncate(start);
     encoder.raw(&[0x92])?;
     encoder.value(&error.bounded())?;

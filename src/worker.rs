@@ -61,8 +61,8 @@ static TAKEN_IN_MAIN: AtomicBool = AtomicBool::new(false);
 /// }
 /// ```
 ///
-/// It is needed where tasks rely on what other libraries do in constructors of their own, where `#[errback::task]` may
-/// not expand to `unsafe` code, and with C libraries (musl) that do not tell constructors the arguments of the program.
+/// It is needed where tasks rely on what other libraries do in constructors of their own, where not even an expansion may
+/// have `unsafe` in it, and with C libraries (musl) that do not tell constructors the arguments of the program.
 pub fn run_if_worker(tasks: &[&dyn ListedTask]) {
     TAKEN_IN_MAIN.store(true, Ordering::Relaxed);
     if let Some(start) = Start::of_this_process() {

@@ -109,7 +109,10 @@ fn json(value: &[u8]) -> serde_json::Value {
             Ok(serde_json::json!({ "bin": digits }))
         }
 
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(
+            self,
+            mut items: A,
+        ) -> Result<Self::Value, A::Error> {
             let mut all = Vec::new();
             while let Some(Json(item)) = items.next_element()? {
                 all.push(item);
@@ -117,7 +120,10 @@ fn json(value: &[u8]) -> serde_json::Value {
             Ok(all.into())
         }
 
-        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+        fn visit_map<A: serde::de::MapAccess<'de>>(
+            self,
+            mut members: A,
+        ) -> Result<Self::Value, A::Error> {
             let mut all = serde_json::Map::new();
             while let Some((name, Json(value))) = members.next_entry::<String, _>()? {
                 all.insert(name, value);
@@ -131,7 +137,12 @@ fn json(value: &[u8]) -> serde_json::Value {
 
 #[test]
 fn the_documents_examples_are_whole_frames_of_what_they_say() {
-    for Example { name, json: said, frame } in examples("hex") {
+    for Example {
+        name,
+        json: said,
+        frame,
+    } in examples("hex")
+    {
         let mut reader = FrameReader::new(MAX_FRAME);
         reader.extend(&frame);
         let body = reader.next_frame().expect(name).expect(name);
@@ -146,9 +157,18 @@ fn the_documents_examples_are_what_is_sent() {
     let sent = BTreeMap::from([
         ("host-hello", HostHello::default().encode()),
         ("worker-hello", example_worker_hello().encode()),
-        ("call", encode_call(7, "demo::add", &(1, 2), MAX_FRAME).unwrap()),
-        ("call-without-arguments", encode_call(u64::MAX, "tick", &(), MAX_FRAME).unwrap()),
-        ("chunk", encode_chunk(8, "demo::add", &[(1, 2), (3, 4)], MAX_FRAME).unwrap()),
+        (
+            "call",
+            encode_call(7, "demo::add", &(1, 2), MAX_FRAME).unwrap(),
+        ),
+        (
+            "call-without-arguments",
+            encode_call(u64::MAX, "tick", &(), MAX_FRAME).unwrap(),
+        ),
+        (
+            "chunk",
+            encode_chunk(8, "demo::add", &[(1, 2), (3, 4)], MAX_FRAME).unwrap(),
+        ),
     ]);
     for Example { name, frame, .. } in examples("hex") {
         if let Some(sent) = sent.get(name) {
@@ -173,27 +193,87 @@ fn the_documents_examples_are_understood() {
     for Example { name, frame, .. } in examples("hex") {
         let message = Message::parse(&frame[4..]).expect(name);
         match (name, message) {
-            ("host-hello", Message::Notification { method: "hello", params }) => {
+            (
+                "host-hello",
+                Message::Notification {
+                    method: "hello",
+                    params,
+                },
+            ) => {
                 assert_eq!(HostHello::parse(params).unwrap(), HostHello::default());
             }
-            ("worker-hello", Message::Notification { method: "hello", params }) => {
+            (
+                "worker-hello",
+                Message::Notification {
+                    method: "hello",
+                    params,
+                },
+            ) => {
                 assert_eq!(WorkerHello::parse(params).unwrap(), example_worker_hello());
             }
-            ("call", Message::Call { id: 7, task: "demo::add", args }) => assert_eq!(args, [0x92, 1, 2]),
-            ("call-without-arguments", Message::Call { id: u64::MAX, task: "tick", args }) => assert_eq!(args, [0x90]),
-            ("answer", Message::Answer(Answer { id: 7, outcome: Outcome::Value(value) })) => assert_eq!(value, [3]),
-            ("answer-with-error", Message::Answer(Answer { id: 7, outcome: Outcome::Error(error) })) => {
+            (
+                "call",
+                Message::Call {
+                    id: 7,
+                    task: "demo::add",
+                    args,
+                },
+            ) => assert_eq!(args, [0x92, 1, 2]),
+            (
+                "call-without-arguments",
+                Message::Call {
+                    id: u64::MAX,
+                    task: "tick",
+                    args,
+                },
+            ) => assert_eq!(args, [0x90]),
+            (
+                "answer",
+                Message::Answer(Answer {
+                    id: 7,
+                    outcome: Outcome::Value(value),
+                }),
+            ) => assert_eq!(value, [3]),
+            (
+                "answer-with-error",
+                Message::Answer(Answer {
+                    id: 7,
+                    outcome: Outcome::Error(error),
+                }),
+            ) => {
                 assert_eq!(error, example_error());
             }
-            ("answer-with-unknown-task", Message::Answer(Answer { id: 8, outcome: Outcome::Error(error) })) => {
+            (
+                "answer-with-unknown-task",
+                Message::Answer(Answer {
+                    id: 8,
+                    outcome: Outcome::Error(error),
+                }),
+            ) => {
                 let words = "no task `demo::sub`";
-                assert_eq!(error, RemoteErrorBody::new(ErrorKind::UnknownTask, "", words));
+                assert_eq!(
+                    error,
+                    RemoteErrorBody::new(ErrorKind::UnknownTask, "", words)
+                );
             }
-            ("chunk", Message::Call { id: 8, task: wire::MAP, args }) => {
+            (
+                "chunk",
+                Message::Call {
+                    id: 8,
+                    task: wire::MAP,
+                    args,
+                },
+            ) => {
                 let call: (String, Vec<(u8, u8)>) = decode_value(args).unwrap();
                 assert_eq!(call, ("demo::add".into(), vec![(1, 2), (3, 4)]));
             }
-            ("chunk-answer", Message::Answer(Answer { id: 8, outcome: Outcome::Value(value) })) => {
+            (
+                "chunk-answer",
+                Message::Answer(Answer {
+                    id: 8,
+                    outcome: Outcome::Value(value),
+                }),
+            ) => {
                 let results = wire::parse_chunk_results(value).unwrap();
                 let [Outcome::Value([3]), Outcome::Error(error)] = &results[..] else {
                     panic!("{results:?}");
@@ -220,7 +300,9 @@ fn example_error() -> RemoteErrorBody {
 /// The document's examples of answers have the places of the worker's types; this is the same map from the encoder.
 #[test]
 fn an_error_is_written_as_in_the_document() {
-    let example = examples("hex").into_iter().find(|example| example.name == "answer-with-error");
+    let example = examples("hex")
+        .into_iter()
+        .find(|example| example.name == "answer-with-error");
     let frame = example.unwrap().frame;
     let notification = wire::encode_notification("x", &(example_error(),), MAX_FRAME).unwrap();
     assert_eq!(notification[4 + 5..], frame[4 + 11..frame.len() - 1]);
@@ -244,7 +326,11 @@ enum Shape {
 }
 
 /// Encodes a value as an argument, checks that it comes back, and gives its bytes.
-fn there_and_back<T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug + 'static>(value: T) -> Vec<u8> {
+fn there_and_back<
+    T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug + 'static,
+>(
+    value: T,
+) -> Vec<u8> {
     let frame = encode_call(0, "x", &(&value,), MAX_FRAME).unwrap();
     let Message::Call { args, .. } = Message::parse(&frame[4..]).unwrap() else {
         panic!("a call");
@@ -271,7 +357,10 @@ fn the_documents_table_of_values_is_what_is_written_and_read() {
         ("[1u8, 2]", there_and_back([1u8, 2])),
         ("Point { x: 1, y: 2 }", there_and_back(Point { x: 1, y: 2 })),
         ("Metres(5)", there_and_back(Metres(5))),
-        ("BTreeMap::from([(1u8, true)])", there_and_back(BTreeMap::from([(1u8, true)]))),
+        (
+            "BTreeMap::from([(1u8, true)])",
+            there_and_back(BTreeMap::from([(1u8, true)])),
+        ),
         ("None::<u8>", there_and_back(None::<u8>)),
         ("Some(5u8)", there_and_back(Some(5u8))),
         ("Shape::Empty", there_and_back(Shape::Empty)),
@@ -286,7 +375,10 @@ fn the_documents_table_of_values_is_what_is_written_and_read() {
         .take_while(|line| line.starts_with('|'));
     let mut documented = BTreeMap::new();
     for row in table {
-        let cells: Vec<_> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        let cells: Vec<_> = row
+            .split('|')
+            .map(|cell| cell.trim().trim_matches('`'))
+            .collect();
         documented.insert(cells[3], hex(cells[4]));
     }
     assert_eq!(documented, written);
@@ -294,7 +386,19 @@ fn the_documents_table_of_values_is_what_is_written_and_read() {
 
 #[test]
 fn integers_take_their_shortest_form_and_come_back() {
-    let edges = [0, 1, 127, 128, 255, 256, 65535, 65536, u32::MAX.into(), u64::from(u32::MAX) + 1, u64::MAX];
+    let edges = [
+        0,
+        1,
+        127,
+        128,
+        255,
+        256,
+        65535,
+        65536,
+        u32::MAX.into(),
+        u64::from(u32::MAX) + 1,
+        u64::MAX,
+    ];
     for edge in edges {
         there_and_back(edge);
         there_and_back(edge as i64);
@@ -335,11 +439,15 @@ struct Link(Option<Box<Link>>, u8);
 
 #[test]
 fn what_nests_too_deep_is_an_error_and_no_stack_overflow() {
-    let chain = |links: usize| (0..links).fold(Link(None, 0), |link, _| Link(Some(Box::new(link)), 0));
+    let chain =
+        |links: usize| (0..links).fold(Link(None, 0), |link, _| Link(Some(Box::new(link)), 0));
     // The array of arguments is one level, and so is the innermost link.
     assert!(encode_call(0, "x", &(chain(MAX_DEPTH - 2),), MAX_FRAME).is_ok());
     let too_deep = chain(MAX_DEPTH - 1);
-    assert_eq!(encode_call(0, "x", &(&too_deep,), MAX_FRAME), Err(EncodeError::TooDeep));
+    assert_eq!(
+        encode_call(0, "x", &(&too_deep,), MAX_FRAME),
+        Err(EncodeError::TooDeep)
+    );
 }
 
 #[test]
@@ -350,7 +458,10 @@ fn a_value_longer_than_a_frame_is_refused_before_it_is_copied() {
     };
     assert!(at_least > 5000 && limit < 5000, "{at_least} {limit}");
     let words = vec!["word"; 5000];
-    assert!(matches!(encode_call(0, "x", &(words,), 4096), Err(EncodeError::TooLarge { .. })));
+    assert!(matches!(
+        encode_call(0, "x", &(words,), 4096),
+        Err(EncodeError::TooLarge { .. })
+    ));
 }
 
 /// Announces three elements and writes as many as it holds.
@@ -371,7 +482,10 @@ impl Serialize for Miscounted {
 fn a_serialize_that_miscounts_makes_no_broken_frame() {
     assert!(encode_call(0, "x", &(Miscounted(3),), MAX_FRAME).is_ok());
     for count in [0, 2, 4] {
-        assert!(matches!(encode_call(0, "x", &(Miscounted(count),), MAX_FRAME), Err(EncodeError::Refused(_))));
+        assert!(matches!(
+            encode_call(0, "x", &(Miscounted(count),), MAX_FRAME),
+            Err(EncodeError::Refused(_))
+        ));
     }
 }
 
@@ -391,7 +505,10 @@ fn a_sequence_of_unknown_length_is_counted() {
     let Message::Call { args, .. } = Message::parse(&frame[4..]).unwrap() else {
         panic!("a call");
     };
-    assert_eq!(decode_value::<(Vec<u16>, String)>(args).unwrap(), (vec![1, 2, 3], "after".to_owned()));
+    assert_eq!(
+        decode_value::<(Vec<u16>, String)>(args).unwrap(),
+        (vec![1, 2, 3], "after".to_owned())
+    );
 }
 
 #[derive(Serialize, Deserialize, Debug, PartialEq)]
@@ -537,7 +654,10 @@ impl Worker {
         worker.send_hello(&hello.encode());
         let greeting = worker.receive().expect("a hello");
         match Message::parse(&greeting).unwrap() {
-            Message::Notification { method: "hello", params } => {
+            Message::Notification {
+                method: "hello",
+                params,
+            } => {
                 let hello = WorkerHello::parse(params).unwrap();
                 assert_eq!((hello.protocol, hello.pid), (1, worker.child.id()));
                 assert_eq!(hello.language, "rust");
@@ -582,7 +702,12 @@ impl Worker {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-        let sent = rustix::net::sendmsg(&self.socket, &[IoSlice::new(frame)], &mut ancillary, SendFlags::NOSIGNAL);
+        let sent = rustix::net::sendmsg(
+            &self.socket,
+            &[IoSlice::new(frame)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        );
         assert_eq!(sent, Ok(frame.len()));
     }
 
@@ -650,12 +775,16 @@ impl Worker {
     #[track_caller]
     fn wait(mut self) -> Ended {
         let process = rustix::process::Pid::from_child(&self.child);
-        let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
+        let process =
+            rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
         let stdout = self.child.stdout.take().unwrap();
         let stdout = std::thread::spawn(move || read_to_end(stdout));
         let stderr = self.child.stderr.take().unwrap();
         let stderr = std::thread::spawn(move || read_to_end(stderr));
-        let mut ended = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+        let mut ended = [rustix::event::PollFd::new(
+            &process,
+            rustix::event::PollFlags::IN,
+        )];
         let deadline = DEADLINE.try_into().unwrap();
         let ready = rustix::event::poll(&mut ended, Some(&deadline)).unwrap();
         if ready == 0 {
@@ -679,7 +808,14 @@ fn read_to_end(mut stream: impl Read) -> String {
 impl Ended {
     #[track_caller]
     fn with_code(self, code: i32) -> Ended {
-        assert_eq!(self.status.code(), Some(code), "{:?} {} {}", self.status, self.stdout, self.stderr);
+        assert_eq!(
+            self.status.code(),
+            Some(code),
+            "{:?} {} {}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
         self
     }
 }
@@ -815,7 +951,9 @@ fn panics_with(what: u8) {
             panic!("the first panic");
         }
         4 => drop(std::panic::catch_unwind(|| panic!("caught"))),
-        5 => std::thread::spawn(|| panic!("in a thread")).join().unwrap_or_default(),
+        5 => std::thread::spawn(|| panic!("in a thread"))
+            .join()
+            .unwrap_or_default(),
         _ => unreachable!(),
     }
 }
@@ -829,7 +967,10 @@ fn odd_panics_are_answers_too() {
         assert!(error.location.is_some());
     }
     let error = worker.call(panics_with, (2,)).unwrap_err();
-    assert_eq!((error.message.as_str(), error.location), ("without a hook", None));
+    assert_eq!(
+        (error.message.as_str(), error.location),
+        ("without a hook", None)
+    );
     worker.call(panics_with, (4,)).unwrap();
     worker.call(panics_with, (5,)).unwrap();
     let stderr = worker.end().with_code(0).stderr;
@@ -846,7 +987,11 @@ fn a_panic_while_unwinding_aborts_and_both_are_printed() {
     assert_eq!(worker.begun(), 1);
     let ended = worker.wait();
     assert_eq!(ended.status.signal(), Some(6));
-    assert!(ended.stderr.contains("the first panic") && ended.stderr.contains("the second panic"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("the first panic") && ended.stderr.contains("the second panic"),
+        "{}",
+        ended.stderr
+    );
 }
 
 /// A value that misbehaves on its way.
@@ -879,7 +1024,10 @@ fn takes_misbehaving(value: Misbehaves, other: String) -> u8 {
 
 #[errback::task]
 fn gives_misbehaving(n: u8) -> Vec<(String, Misbehaves)> {
-    vec![("a good beginning".into(), Misbehaves(0)), (String::new(), Misbehaves(n))]
+    vec![
+        ("a good beginning".into(), Misbehaves(0)),
+        (String::new(), Misbehaves(n)),
+    ]
 }
 
 #[errback::task]
@@ -892,18 +1040,27 @@ fn arguments_that_do_not_fit_are_refused_with_a_sentence() {
     let mut worker = Worker::start();
     let task = takes_misbehaving.name();
     for (error, words) in [
-        (worker.refused(task, &(1,)), "takes_misbehaving(value: Misbehaves, other: String)` takes 2 arguments, and 1 came"),
+        (
+            worker.refused(task, &(1,)),
+            "takes_misbehaving(value: Misbehaves, other: String)` takes 2 arguments, and 1 came",
+        ),
         (worker.refused(task, &(1, "x", 3)), "and 3 came"),
         (worker.refused(task, &(1, 2)), "argument other of"),
         (worker.refused(task, &("one", "x")), "argument value of"),
         (worker.refused(task, &(3, "x")), "a panic in Deserialize"),
-        (worker.refused(add.name(), &(-1, 1)), "argument a of `add(a: u64, b: u64)`: invalid"),
+        (
+            worker.refused(add.name(), &(-1, 1)),
+            "argument a of `add(a: u64, b: u64)`: invalid",
+        ),
     ] {
         assert_eq!(error.kind, ErrorKind::DecodeArgs);
         assert!(error.message.contains(words), "{}", error.message);
     }
     assert_eq!(worker.begun(), 0);
-    assert_eq!(worker.call(takes_misbehaving, (Misbehaves(4), "x".into())), Ok(5));
+    assert_eq!(
+        worker.call(takes_misbehaving, (Misbehaves(4), "x".into())),
+        Ok(5)
+    );
     assert_eq!(worker.end().with_code(0).stderr, "");
 }
 
@@ -921,7 +1078,11 @@ fn a_result_that_cannot_be_encoded_is_an_answer_and_never_half_a_frame() {
     }
     let error = worker.call(gives_bytes, (5000,)).unwrap_err();
     assert_eq!(error.kind, ErrorKind::EncodeResult);
-    assert!(error.message.contains("5016 bytes") && error.message.contains("4100"), "{}", error.message);
+    assert!(
+        error.message.contains("5016 bytes") && error.message.contains("4100"),
+        "{}",
+        error.message
+    );
     // Even an error that says much fits in.
     let error = worker.call(panics, ("much ".repeat(800),)).unwrap_err();
     assert!(error.message.contains("cut here"), "{}", error.message);
@@ -949,7 +1110,10 @@ fn a_chunk_has_a_result_for_each_of_its_calls() {
     let fine = |n| Ok(vec![Misbehaves(0), Misbehaves(n)]);
     let unencodable = || Err(ErrorKind::EncodeResult);
     let panicked = || Err(ErrorKind::Panic);
-    assert_eq!(results, [fine(0), unencodable(), panicked(), unencodable(), fine(5)]);
+    assert_eq!(
+        results,
+        [fine(0), unencodable(), panicked(), unencodable(), fine(5)]
+    );
     // The chunk is one job to its host.
     assert_eq!(worker.begun(), 1);
     worker.end().with_code(0);
@@ -971,14 +1135,23 @@ fn a_chunk_that_is_none_is_refused() {
     for (error, kind) in [
         (worker.refused(wire::MAP, &(1, 2)), ErrorKind::DecodeArgs),
         (worker.refused(wire::MAP, &("x",)), ErrorKind::DecodeArgs),
-        (worker.refused(wire::MAP, &("nobody", [(1,)])), ErrorKind::UnknownTask),
-        (worker.refused(wire::MAP, &(gives_bytes.name(), vec![(3000,); 40])), ErrorKind::EncodeResult),
+        (
+            worker.refused(wire::MAP, &("nobody", [(1,)])),
+            ErrorKind::UnknownTask,
+        ),
+        (
+            worker.refused(wire::MAP, &(gives_bytes.name(), vec![(3000,); 40])),
+            ErrorKind::EncodeResult,
+        ),
     ] {
         assert_eq!(error.kind, kind, "{error:?}");
     }
     worker.send(&encode_chunk::<()>(1, add.name(), &[], MAX_FRAME).unwrap());
     let frame = worker.receive().unwrap();
-    assert!(matches!(Answer::parse(&frame).unwrap().outcome, Outcome::Value([0x90])));
+    assert!(matches!(
+        Answer::parse(&frame).unwrap().outcome,
+        Outcome::Value([0x90])
+    ));
     worker.end().with_code(0);
 }
 
@@ -987,8 +1160,16 @@ fn an_unknown_task_is_answered_with_what_there_is() {
     let mut worker = Worker::start();
     let error = worker.refused("elsewhere::add", &(1, 2));
     assert_eq!(error.kind, ErrorKind::UnknownTask);
-    assert!(error.message.contains("no task `elsewhere::add` among the"), "{}", error.message);
-    assert!(error.message.contains("did you mean `protocol::add`?"), "{}", error.message);
+    assert!(
+        error.message.contains("no task `elsewhere::add` among the"),
+        "{}",
+        error.message
+    );
+    assert!(
+        error.message.contains("did you mean `protocol::add`?"),
+        "{}",
+        error.message
+    );
     assert_eq!(worker.call(add, (1, 2)), Ok(3));
     worker.end().with_code(0);
 }
@@ -1002,13 +1183,21 @@ fn bad_bytes_end_the_worker_with_a_line_and_code_76() {
         assert_eq!(worker.receive(), None, "{name}");
         let ended = worker.wait().with_code(76);
         assert_eq!(ended.stderr.lines().count(), 1, "{name}: {}", ended.stderr);
-        assert!(ended.stderr.contains("does not speak the protocol"), "{name}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("does not speak the protocol"),
+            "{name}: {}",
+            ended.stderr
+        );
     }
 }
 
 #[test]
 fn deep_nesting_is_bad_bytes() {
-    for (depth, answered) in [(MAX_DEPTH, true), (MAX_DEPTH + 1, false), (1_000_000, false)] {
+    for (depth, answered) in [
+        (MAX_DEPTH, true),
+        (MAX_DEPTH + 1, false),
+        (1_000_000, false),
+    ] {
         let mut worker = Worker::start();
         let mut body = vec![0x94, 0, 1, 0xa1, b'x'];
         body.extend(std::iter::repeat_n(0x91, depth - 1));
@@ -1029,7 +1218,13 @@ fn a_first_frame_that_is_no_hello_is_bad_bytes() {
     };
     let call = encode_call(1, add.name(), &(1, 2), MAX_FRAME).unwrap();
     let no_map = wire::encode_notification("hello", &(1,), MAX_FRAME).unwrap();
-    for first in [ping, call, version_0.encode(), no_map, b"GET / HTTP/1.1\r\n\r\n".to_vec()] {
+    for first in [
+        ping,
+        call,
+        version_0.encode(),
+        no_map,
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+    ] {
         let mut worker = Worker::spawn(|_| {});
         worker.send(&first);
         assert_eq!(worker.receive(), None);
@@ -1077,7 +1272,11 @@ fn a_worker_without_a_connection_says_so() {
     });
     assert_eq!(worker.receive(), None);
     let ended = worker.wait().with_code(78);
-    assert!(ended.stderr.contains("standard input is no connection"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("standard input is no connection"),
+        "{}",
+        ended.stderr
+    );
     assert_eq!(ended.stdout, "");
 }
 
@@ -1151,7 +1350,12 @@ fn a_job_may_do_what_it_likes_with_the_standard_descriptors() {
     let path = std::env::temp_dir().join(format!("errback-standard-{}", std::process::id()));
     std::fs::write(&path, "").unwrap();
     let mut worker = Worker::start();
-    worker.call(replaces_standard_descriptors, (path.to_str().unwrap().into(),)).unwrap();
+    worker
+        .call(
+            replaces_standard_descriptors,
+            (path.to_str().unwrap().into(),),
+        )
+        .unwrap();
     assert_eq!(worker.call(add, (1, 2)), Ok(3));
     worker.end().with_code(0);
     let written = std::fs::read_to_string(&path).unwrap();
@@ -1174,7 +1378,10 @@ fn open_descriptors() -> Vec<String> {
 #[errback::task]
 fn status(field: String) -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(&field)).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with(&field))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().to_owned()
 }
 
@@ -1186,7 +1393,16 @@ fn a_worker_has_no_descriptor_but_its_own() {
     let mut worker = Worker::start();
     let open = worker.call(open_descriptors, ()).unwrap();
     let kind = |name: &str| open.iter().filter(|target| target.contains(name)).count();
-    assert_eq!((kind("socket:"), kind("eventfd"), kind("pipe:"), kind("/dev/null"), kind("/proc/")), (1, 1, 2, 1, 1));
+    assert_eq!(
+        (
+            kind("socket:"),
+            kind("eventfd"),
+            kind("pipe:"),
+            kind("/dev/null"),
+            kind("/proc/")
+        ),
+        (1, 1, 2, 1, 1)
+    );
     assert_eq!(open.len(), 6, "{open:?}");
     worker.end().with_code(0);
 }
@@ -1194,8 +1410,12 @@ fn a_worker_has_no_descriptor_but_its_own() {
 #[test]
 fn a_worker_blocks_no_signal_and_ignores_only_the_broken_pipe() {
     let mut worker = Worker::start();
-    assert_eq!(worker.call(status, ("SigBlk".into(),)).unwrap(), "0000000000000000");
-    let ignored = u64::from_str_radix(&worker.call(status, ("SigIgn".into(),)).unwrap(), 16).unwrap();
+    assert_eq!(
+        worker.call(status, ("SigBlk".into(),)).unwrap(),
+        "0000000000000000"
+    );
+    let ignored =
+        u64::from_str_radix(&worker.call(status, ("SigIgn".into(),)).unwrap(), 16).unwrap();
     let bit = |signal: u64| ignored >> (signal - 1) & 1;
     assert_eq!((bit(13), bit(17)), (1, 0));
     worker.end().with_code(0);
@@ -1218,7 +1438,13 @@ fn the_memory_limit_ends_a_job_that_asks_for_more_and_the_words_are_heard() {
     assert_eq!(worker.receive(), None);
     let ended = worker.wait();
     assert_eq!(ended.status.signal(), Some(6));
-    assert!(ended.stderr.contains("memory allocation of 1073741824 bytes failed"), "{}", ended.stderr);
+    assert!(
+        ended
+            .stderr
+            .contains("memory allocation of 1073741824 bytes failed"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[errback::task]
@@ -1240,7 +1466,11 @@ fn a_job_that_exits_ends_the_worker_with_its_code_and_no_answer() {
 
 #[errback::task]
 fn environment() -> (bool, u32, bool) {
-    (errback::worker::is_worker(), errback::worker::depth(), std::env::var_os("ERRBACK_WORKER").is_some())
+    (
+        errback::worker::is_worker(),
+        errback::worker::depth(),
+        std::env::var_os("ERRBACK_WORKER").is_some(),
+    )
 }
 
 #[test]

@@ -55,17 +55,28 @@ fn borrows(text: &str, numbers: &[i64], path: &Path, one: &u8) -> String {
 
 #[errback::task]
 fn count_words(text: Cow<'static, str>) -> HashMap<String, usize> {
-    text.split(' ').map(|word| (word.to_owned(), word.len())).collect()
+    text.split(' ')
+        .map(|word| (word.to_owned(), word.len()))
+        .collect()
 }
 
 #[test]
 fn arguments_and_results_of_all_shapes_travel() {
     assert_eq!(remotely(nothing, ()).unwrap(), ());
     assert_eq!(remotely(one_tuple, ((200, 55),)).unwrap(), (255,));
-    assert_eq!(remotely(changed, (vec![0, 255], [1, 2, 200], (1, -1))).unwrap(), [0, 255, 0]);
+    assert_eq!(
+        remotely(changed, (vec![0, 255], [1, 2, 200], (1, -1))).unwrap(),
+        [0, 255, 0]
+    );
     let args = ("a".into(), vec![-1, i64::MIN], PathBuf::from("/x"), 1);
-    assert_eq!(remotely(borrows, args).unwrap(), "a [-1, -9223372036854775808] /x 1");
-    assert_eq!(remotely(count_words, ("one three".into(),)).unwrap()["three"], 5);
+    assert_eq!(
+        remotely(borrows, args).unwrap(),
+        "a [-1, -9223372036854775808] /x 1"
+    );
+    assert_eq!(
+        remotely(count_words, ("one three".into(),)).unwrap()["three"],
+        5
+    );
 }
 
 mod inner {
@@ -99,7 +110,10 @@ fn r#match(r#type: u8) -> u8 {
 #[test]
 fn a_task_is_found_by_its_path_or_by_the_name_it_was_given() {
     assert_eq!(inner::visible.name(), "tasks::inner::visible");
-    assert_eq!(remotely(inner::visible, (Local { name: "x".into() },)).unwrap(), "X");
+    assert_eq!(
+        remotely(inner::visible, (Local { name: "x".into() },)).unwrap(),
+        "X"
+    );
     assert_eq!(named.name(), "another name");
     assert_eq!(remotely(named, ()).unwrap(), 7);
     assert_eq!(r#match.name(), "tasks::match");
@@ -156,7 +170,10 @@ fn typed(by: u64) -> Result<(), BankError> {
 #[test]
 fn an_error_that_can_be_encoded_comes_back_as_itself() {
     let failure = remotely(typed, (5,)).unwrap_err();
-    assert_eq!(failure.check::<BankError>(), Some(&BankError::Overdrawn { by: 5 }));
+    assert_eq!(
+        failure.check::<BankError>(),
+        Some(&BankError::Overdrawn { by: 5 })
+    );
     assert_eq!(failure.to_string(), "overdrawn by 5");
 }
 
@@ -184,7 +201,11 @@ fn untyped() -> Result<u8, Caused> {
 #[errback::task]
 fn anyhows(context: bool) -> anyhow::Result<u8> {
     let error = anyhow::Error::new(Caused(BankError::Overdrawn { by: 1 }));
-    Err(if context { error.context("at breakfast") } else { error })
+    Err(if context {
+        error.context("at breakfast")
+    } else {
+        error
+    })
 }
 
 #[errback::task]
@@ -212,17 +233,36 @@ fn any_other_error_comes_back_as_what_it_said_and_what_its_causes_said() {
     for (failure, type_name) in [
         (remotely(untyped, ()).unwrap_err(), "tasks::Caused"),
         (remotely(anyhows, (false,)).unwrap_err(), "anyhow::Error"),
-        (remotely(boxed, ()).unwrap_err(), "alloc::boxed::Box<dyn core::error::Error>"),
-        (remotely(boxed_and_sent, ()).unwrap_err(), "alloc::boxed::Box<dyn core::error::Error + core::marker::Send + core::marker::Sync>"),
-        (remotely(fails, ()).unwrap_err(), "errback_deferred::failure::Failure"),
+        (
+            remotely(boxed, ()).unwrap_err(),
+            "alloc::boxed::Box<dyn core::error::Error>",
+        ),
+        (
+            remotely(boxed_and_sent, ()).unwrap_err(),
+            "alloc::boxed::Box<dyn core::error::Error + core::marker::Send + core::marker::Sync>",
+        ),
+        (
+            remotely(fails, ()).unwrap_err(),
+            "errback_deferred::failure::Failure",
+        ),
     ] {
         let error = remote_error(&failure);
         assert_eq!(error.type_name, type_name);
-        assert_eq!((error.message.as_str(), &error.chain[..]), ("no coffee", &["overdrawn by 1".to_owned()][..]), "{type_name}");
-        assert_eq!(std::error::Error::source(error).unwrap().to_string(), "overdrawn by 1");
+        assert_eq!(
+            (error.message.as_str(), &error.chain[..]),
+            ("no coffee", &["overdrawn by 1".to_owned()][..]),
+            "{type_name}"
+        );
+        assert_eq!(
+            std::error::Error::source(error).unwrap().to_string(),
+            "overdrawn by 1"
+        );
     }
     let failure = remotely(anyhows, (true,)).unwrap_err();
-    assert_eq!(remote_error(&failure).chain, ["no coffee", "overdrawn by 1"]);
+    assert_eq!(
+        remote_error(&failure).chain,
+        ["no coffee", "overdrawn by 1"]
+    );
 }
 
 #[errback::task]
@@ -255,7 +295,10 @@ fn nothing_at_all() -> Result<u8, Nothing> {
 #[test]
 fn what_is_not_an_error_is_one_all_the_same() {
     let failure = remotely(in_words, ()).unwrap_err();
-    assert_eq!(failure.error().downcast_ref::<String>().unwrap(), "in words");
+    assert_eq!(
+        failure.error().downcast_ref::<String>().unwrap(),
+        "in words"
+    );
     let failure = remotely(static_text, ()).unwrap_err();
     assert_eq!(remote_error(&failure).message, "in words");
     let failure = remotely(mute, ()).unwrap_err();
@@ -279,13 +322,33 @@ fn not_there_either(what: Missing) {}
 
 #[errback::task]
 #[allow(clippy::too_many_arguments, non_snake_case)]
-fn Sixteen(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, h: u8, i: u8, j: u8, k: u8, l: u8, m: u8, n: u8, o: u8, p: u8) -> u8 {
+fn Sixteen(
+    a: u8,
+    b: u8,
+    c: u8,
+    d: u8,
+    e: u8,
+    f: u8,
+    g: u8,
+    h: u8,
+    i: u8,
+    j: u8,
+    k: u8,
+    l: u8,
+    m: u8,
+    n: u8,
+    o: u8,
+    p: u8,
+) -> u8 {
     a + b + c + d + e + f + g + h + i + j + k + l + m + n + o + p
 }
 
 #[test]
 fn sixteen_arguments_are_not_too_many() {
-    assert_eq!(remotely(Sixteen, (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)).unwrap(), 16);
+    assert_eq!(
+        remotely(Sixteen, (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)).unwrap(),
+        16
+    );
 }
 
 #[test]

@@ -47,8 +47,9 @@ use signature::Signature;
 /// `name = "…"`: the name by which workers find it, in place of the function's path. It must be the only one of its
 /// name in the program.
 ///
-/// `explicit`: the task is not entered in the table that the linker makes, and the expansion has no `unsafe` in it, as
-/// `#![forbid(unsafe_code)]` asks. The program lists such tasks in `errback::worker::run_if_worker`.
+/// `explicit`: the task is not entered in the table that the linker makes, and the expansion has no `unsafe` in it.
+/// (The lint `unsafe_code`, denied or forbidden, accepts either form: it does not look into other crates' macros.) The
+/// program lists such tasks in `errback::worker::run_if_worker`.
 ///
 /// # Refused
 /// Generic, `async` and `unsafe` functions, methods, results that borrow, and more than 16 arguments.

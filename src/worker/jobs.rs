@@ -43,7 +43,8 @@ impl Jobs {
     /// The results of a chunk are an array with a pair for each job, `[nil, value]` or `[error, nil]`: the failure of
     /// one is no matter to the others.
     fn run_chunk(&self, frame: &mut Encoder, args: &[u8]) -> Result<(), RemoteErrorBody> {
-        let refused = |error: DecodeError| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string());
+        let refused =
+            |error: DecodeError| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string());
         let mut chunk = Chunk::parse(args).map_err(refused)?;
         let entry = self.tasks.find(chunk.task)?;
         // To the host, the chunk is one job: it begins once.
@@ -77,16 +78,31 @@ fn too_long(error: wire::EncodeError) -> RemoteErrorBody {
 }
 
 /// Runs one job. Its result has then been added to `frame`, or, where it failed, some part of it.
-fn run(entry: &TaskEntry, frame: &mut Encoder, args: &[u8], begin: &dyn Fn()) -> Result<(), RemoteErrorBody> {
+fn run(
+    entry: &TaskEntry,
+    frame: &mut Encoder,
+    args: &[u8],
+    begin: &dyn Fn(),
+) -> Result<(), RemoteErrorBody> {
     let mut call = Call::new(args, frame, begin);
     let outcome = panics::recorded(|| catch_unwind(AssertUnwindSafe(|| entry.run(&mut call))));
     match outcome {
         (Ok(result), _) => result,
-        (Err(payload), record) => Err(panicked(call.step(), entry.name(), wire::panic_text(payload), record)),
+        (Err(payload), record) => Err(panicked(
+            call.step(),
+            entry.name(),
+            wire::panic_text(payload),
+            record,
+        )),
     }
 }
 
-fn panicked(step: Step, task: &str, text: String, record: Option<panics::Record>) -> RemoteErrorBody {
+fn panicked(
+    step: Step,
+    task: &str,
+    text: String,
+    record: Option<panics::Record>,
+) -> RemoteErrorBody {
     let (kind, message) = match step {
         Step::Decoding => (
             ErrorKind::DecodeArgs,
