@@ -102,11 +102,12 @@ fn a_source_that_another_callback_removes_gets_no_event_that_was_already_fetched
             all.take(); // the other one, and this one
             // A new source in the same turn must not be taken for one of those.
             let (new, _) = UnixStream::pair().unwrap();
-            let noted = noted.clone();
-            end.register(new, Interest::WRITABLE, move |_, _| noted.add("new"))
-                .unwrap()
-                .keep();
-            end.call_later(Duration::from_millis(5), stop(&end));
+            let (noted, end) = (noted.clone(), end.clone());
+            let new = end.clone().register(new, Interest::WRITABLE, move |_, _| {
+                noted.add("new");
+                end.stop().unwrap();
+            });
+            new.unwrap().keep();
         });
         both.borrow_mut().push(registration.unwrap());
         peer.write_all(b"x").unwrap();
