@@ -23,8 +23,9 @@ use crate::task::Task;
 const AHEAD: usize = 4;
 /// How many parts a known number of items is divided into for each worker, so that an uneven load evens out.
 const PARTS: usize = 4;
-/// The largest chunk by default.
-const LARGEST: usize = 1 << 16;
+/// The largest chunk by default. By then a chunk's own cost is a hundredth of that of its items, however small they are,
+/// and the workers need not wait long for the first.
+const LARGEST: usize = 1 << 11;
 /// The largest chunk when it is not known how many items there are.
 const LARGEST_UNKNOWN: usize = 1 << 10;
 
@@ -88,8 +89,8 @@ impl Pool {
     /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
     /// # let pool = errback::Pool::new()?;
     /// let squares: Vec<u64> = pool.map(square, 0..1_000_000).collect::<Result<_, _>>()?;
-    /// for (index, square) in pool.map(square, 0..100).chunk_size(10).as_completed() {
-    ///     println!("{index}: {}", square?);
+    /// for (index, result) in pool.map(square, 0..100).chunk_size(10).as_completed() {
+    ///     println!("{index}: {}", result?);
     /// }
     /// # Ok::<(), errback::Failure>(())
     /// ```
@@ -134,7 +135,7 @@ impl Pool {
 /// # let reactor = errback::Reactor::new()?;
 /// let pool = errback::process_pool(&reactor)?;
 /// let d = errback::map_to_process(&reactor, &pool, square, 0..1000).add_callback(|squares| {
-///     println!("{} of them are there", squares.iter().filter(|square| square.is_ok()).count());
+///     println!("{} of them are there", squares.iter().filter(|result| result.is_ok()).count());
 /// });
 /// # d.log_failure();
 /// # Ok::<(), errback::Failure>(())
@@ -209,7 +210,7 @@ where
     I::Item: MapItem<F::Args>,
 {
     /// How many items travel together. Default: a number of items that is known is divided into four parts for each
-    /// worker, of at most 65,536 items; otherwise chunks grow from 1 to 1,024.
+    /// worker, of at most 2,048 items; otherwise chunks grow from 1 to 1,024.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.size = ChunkSize::Fixed(items.max(1));
         self

@@ -45,14 +45,15 @@ rows! {
     }
 
     fn d3_a_drain_with_a_deadline_becomes_a_termination() {
-        let before = Belongings::now();
-        let pool = pool(2);
+        let invariant = crate::support::Invariant::new(); // both workers are there
+        let pool = invariant.pool.clone();
         let endless = pool.apply_async(spin, ());
         let short = pool.apply_async(add, (1, 1));
-        pool.close_within(Duration::from_millis(300));
+        pool.close_within(Duration::from_secs(3));
         assert_eq!(value(short), 2);
         assert!(failure_of::<PoolClosed, _>(endless).running);
-        close(pool, &before);
+        assert!(pool.join_timeout(whole()));
+        assert!(crate::support::children().is_empty());
     }
 
     fn d4_a_worker_may_die_while_the_pool_closes() {
