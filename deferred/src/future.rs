@@ -262,8 +262,15 @@ impl<T: 'static> Coroutine<T> {
         }
     }
 
-    /// Cancels what it awaits. Whatever the block makes of that, the callbacks of its own Deferred run afterwards.
+    /// Cancels what it awaits. Whatever the block makes of that, the callbacks of its own Deferred run afterwards. While its
+    /// own Deferred is paused, so is the cancel: in Twisted it goes through that Deferred's callbacks.
     fn cancel(self: Rc<Self>, node: &NodeRef) {
+        if node.paused() {
+            let coroutine = self.clone();
+            let later = Box::new(move |node: &NodeRef| coroutine.cancel(node));
+            let again = node.extra(|extra| extra.when_unpaused.replace(later));
+            return drop(again);
+        }
         let awaited = self.awaited.borrow().clone();
         if !awaited.is_empty() {
             node.pause();

@@ -73,6 +73,8 @@ pub(crate) struct Extra {
     /// Whom to tell when the result is there: somebody awaits it.
     pub(crate) wake: Option<Box<dyn FnOnce() -> Option<NodeRef>>>,
     pub(crate) wake_level: bool,
+    /// A cancel that waits until it is no longer paused.
+    pub(crate) when_unpaused: Option<Box<dyn FnOnce(&NodeRef)>>,
     /// When debugging: where it was made and first fired.
     history: Option<Box<History>>,
 }
@@ -552,7 +554,16 @@ impl NodeRef {
 
     pub(crate) fn unpause(&self) {
         self.pauses.set(self.pauses.get() - 1);
-        if !self.paused() && self.has(FIRED) {
+        if self.paused() {
+            return;
+        }
+        let put_off = self
+            .extra
+            .with(|extra| extra.and_then(|extra| extra.when_unpaused.take()));
+        if let Some(put_off) = put_off {
+            put_off(self);
+        }
+        if self.has(FIRED) {
             run(self);
         }
     }

@@ -71,6 +71,19 @@ fn a_second_cancel_goes_to_what_is_awaited_then() {
 }
 
 #[test]
+fn a_cancel_of_a_paused_coroutine_comes_when_it_is_unpaused() {
+    let _guard = NoUnhandledFailures::new();
+    let (resolver, d) = Deferred::<i64>::new();
+    let done = ensure_deferred(d);
+    let pause = done.pause();
+    done.cancel();
+    assert!(!resolver.called());
+    drop(pause);
+    assert!(resolver.called());
+    assert!(failure_result_of(done).is::<CancelledError>());
+}
+
+#[test]
 fn a_panic_in_a_coroutine_is_its_failure() {
     let d = ensure_deferred(async {
         if true {
