@@ -74,7 +74,8 @@ pub fn defer_to_process<F: Task>(reactor: &Reactor, task: F, args: F::Args) -> D
 /// As [`defer_to_process`], in a pool of one's own and with any event loop that implements [`ReactorCore`].
 ///
 /// To be called on the loop's thread. When that loop shuts down, the jobs that it submitted and that wait are cancelled,
-/// those that run have two seconds and are then cancelled too; the pool itself goes on.
+/// those that run have two seconds and are then cancelled too; the pool itself goes on. (The loop is recognised by its
+/// [`from_threads`](ReactorCore::from_threads), which should be clones of one `Arc`.)
 ///
 /// ```no_run
 /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
