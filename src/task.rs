@@ -83,15 +83,12 @@ pub trait Task: Copy + Send + Sync + 'static {
 /// A task as a worker sees it: a name, and a function from bytes to bytes.
 pub struct TaskEntry {
     name: &'static str,
-    run: fn(&mut Call<'_>) -> Result<(), RemoteErrorBody>,
+    run: fn(&mut Call<'_>) -> Ran,
 }
 
 impl TaskEntry {
     #[doc(hidden)]
-    pub const fn new(
-        name: &'static str,
-        run: fn(&mut Call<'_>) -> Result<(), RemoteErrorBody>,
-    ) -> TaskEntry {
+    pub const fn new(name: &'static str, run: fn(&mut Call<'_>) -> Ran) -> TaskEntry {
         TaskEntry { name, run }
     }
 
@@ -106,7 +103,7 @@ impl TaskEntry {
     }
 
     /// Decodes the arguments, runs the function, encodes its result. What panics in it panics here.
-    pub(crate) fn run(&self, call: &mut Call<'_>) -> Result<(), RemoteErrorBody> {
+    pub(crate) fn run(&self, call: &mut Call<'_>) -> Ran {
         (self.run)(call)
     }
 }
@@ -169,14 +166,14 @@ impl TaskTable {
     }
 
     /// The task of this name, or an error that helps to find out why there is none.
-    pub(crate) fn find(&self, name: &str) -> Result<&'static TaskEntry, RemoteErrorBody> {
+    pub(crate) fn find(&self, name: &str) -> Result<&'static TaskEntry, Box<RemoteErrorBody>> {
         match self.entries.binary_search_by(|entry| entry.name.cmp(name)) {
             Ok(at) => Ok(self.entries[at]),
-            Err(_) => Err(RemoteErrorBody::new(
+            Err(_) => Err(Box::new(RemoteErrorBody::new(
                 ErrorKind::UnknownTask,
                 "",
                 self.missing(name),
-            )),
+            ))),
         }
     }
 
@@ -294,7 +291,7 @@ impl std::error::Error for RemoteCause {
 mod tests {
     use super::*;
 
-    fn run(_: &mut Call<'_>) -> Result<(), RemoteErrorBody> {
+    fn run(_: &mut Call<'_>) -> Ran {
         Ok(())
     }
 

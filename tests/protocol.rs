@@ -734,14 +734,14 @@ impl Worker {
 
     /// Calls a task and waits for its result.
     #[track_caller]
-    fn call<F: Task>(&mut self, task: F, args: F::Args) -> Result<F::Output, RemoteErrorBody> {
+    fn call<F: Task>(&mut self, task: F, args: F::Args) -> Result<F::Output, Box<RemoteErrorBody>> {
         self.send(&encode_call(1, task.name(), &args, MAX_FRAME).unwrap());
         let frame = self.receive().expect("an answer");
         let answer = Answer::parse(&frame).unwrap();
         assert_eq!(answer.id, 1);
         match answer.outcome {
             Outcome::Value(value) => Ok(F::decode_result(value).unwrap()),
-            Outcome::Error(error) => Err(error),
+            Outcome::Error(error) => Err(Box::new(error)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The attribute, as a program sees it that denies every lint it can: functions that can still be called, and what
 //! becomes of each kind of result and error on the way through a real worker.
 
-#![deny(missing_docs, warnings, unsafe_code, clippy::pedantic)]
+#![deny(missing_docs, warnings, unsafe_code)]
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -321,7 +321,11 @@ fn not_there(what: Missing) {}
 fn not_there_either(what: Missing) {}
 
 #[errback::task]
-#[allow(clippy::too_many_arguments, non_snake_case)]
+#[allow(
+    clippy::too_many_arguments,
+    clippy::many_single_char_names,
+    non_snake_case
+)]
 fn Sixteen(
     a: u8,
     b: u8,
@@ -352,6 +356,7 @@ fn sixteen_arguments_are_not_too_many() {
 }
 
 #[test]
-fn what_the_attribute_refuses_is_refused_with_a_sentence() {
+#[ignore = "builds the crate anew, and reads what one version of the compiler prints; .ci/run asks for it"]
+fn what_the_attribute_refuses_is_refused_at_the_right_place() {
     trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
 }

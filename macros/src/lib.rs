@@ -191,7 +191,7 @@ fn run(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
     let slots = signature.arguments.iter().map(|argument| &argument.slot);
     let read = signature.arguments.iter().map(|argument| {
         let owned = &argument.owned;
-        quote_spanned!(argument.written.span()=> __arguments.next::<#owned>()?)
+        quote_spanned!(argument.written.span()=> __arguments.take::<#owned>()?)
     });
     let passed = signature.arguments.iter().map(|argument| &argument.passed);
     let returns = signature.returns();
@@ -201,7 +201,7 @@ fn run(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
         #[allow(unused_mut, unused_variables, unreachable_patterns, unreachable_code)]
         fn __run(
             __call: &mut ::errback::__private::Call<'_>,
-        ) -> ::core::result::Result<(), ::errback::__private::RemoteErrorBody> {
+        ) -> ::errback::__private::Ran {
             let mut __arguments = __call.arguments(#shown, &[#(#names),*])?;
             #(let #slots = #read;)*
             __call.begin();

@@ -287,3 +287,89 @@ impl Visit<'_> for HasReference {
         self.0 = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said against a function.
+    #[track_caller]
+    fn refused(function: &str) -> String {
+        let tokens = function.parse().expect("tokens");
+        let refusal = match parse_function(tokens) {
+            Ok(function) => match Signature::check(&function) {
+                Ok(_) => panic!(
+                    "`{function:?}` was taken",
+                    function = function.sig.ident.to_string()
+                ),
+                Err(refusal) => refusal,
+            },
+            Err(refusal) => refusal,
+        };
+        let sentences: Vec<_> = refusal.into_iter().map(|error| error.to_string()).collect();
+        sentences.join("\n")
+    }
+
+    #[test]
+    fn what_cannot_be_a_task_is_refused_with_a_sentence() {
+        for (function, sentence) in [
+            ("fn f<T>(value: T) {}", "cannot be generic"),
+            (
+                "fn f<'a>(text: &'a str) {}",
+                "write `&str` without a name for its lifetime",
+            ),
+            ("async fn f() {}", "cannot be async"),
+            ("unsafe fn f() {}", "cannot be unsafe"),
+            ("extern \"C\" fn f() {}", "a Rust function"),
+            ("fn f(&self) {}", "a method cannot be a task"),
+            ("fn f(value: impl ToString) {}", "write the type for `impl`"),
+            ("fn f() -> impl ToString {}", "write the type for `impl`"),
+            ("fn f(value: &mut u8) {}", "return what has changed"),
+            ("fn f(value: &'static u8) {}", "without a lifetime"),
+            ("fn f(value: Option<&u8>) {}", "what it holds cannot borrow"),
+            ("fn f(value: &[&u8]) {}", "what it holds cannot borrow"),
+            (
+                "fn f(value: Cow<'_, str>) {}",
+                "what it holds cannot borrow",
+            ),
+            ("fn f() -> &'static str {}", "a task's result must be owned"),
+            (
+                "fn f() -> Result<&'static str, u8> {}",
+                "a task's result must be owned",
+            ),
+            ("struct F;", "goes above a function"),
+        ] {
+            let said = refused(function);
+            assert!(said.contains(sentence), "{function}: {said}");
+        }
+        let many = format!("fn f({}) {{}}", "_: u8, ".repeat(17));
+        assert!(refused(&many).contains("16 arguments at the most"));
+    }
+
+    #[test]
+    fn all_that_is_against_a_function_is_said_at_once() {
+        assert_eq!(
+            refused("async unsafe fn f<T>(value: &mut T) -> &T {}")
+                .lines()
+                .count(),
+            5
+        );
+    }
+
+    #[test]
+    fn an_argument_is_lent_where_the_function_borrows_it() {
+        let function =
+            syn::parse_str("fn f(text: &str, (a, b): (u8, u8), _: Cow<'static, str>) {}")
+                .expect("a function");
+        let signature = Signature::check(&function).expect("a task");
+        let names: Vec<_> = signature
+            .arguments
+            .iter()
+            .map(|argument| argument.name.as_str())
+            .collect();
+        assert_eq!(names, ["text", "1", "2"]);
+        let owned = signature.arguments[0].owned.to_string();
+        assert_eq!(owned, "< str as :: std :: borrow :: ToOwned > :: Owned");
+        assert_eq!(signature.arguments[1].owned.to_string(), "(u8 , u8)");
+    }
+}

@@ -25,6 +25,10 @@ pub struct Call<'a> {
     step: Step,
 }
 
+/// What a run leaves behind: the result in its frame, or an error.
+#[doc(hidden)]
+pub type Ran = Result<(), Box<RemoteErrorBody>>;
+
 /// How far a call has come: a panic means another thing in each.
 #[doc(hidden)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,14 +60,18 @@ impl<'a> Call<'a> {
         &self,
         signature: &'static str,
         names: &'static [&'static str],
-    ) -> Result<Arguments<'a>, RemoteErrorBody> {
+    ) -> Result<Arguments<'a>, Box<RemoteErrorBody>> {
         let mut values = ValueReader::new(self.args);
         let given = values.array().map_err(refused_args)?;
         let taken = names.len();
         if given != taken {
             let s = if taken == 1 { "" } else { "s" };
             let message = format!("`{signature}` takes {taken} argument{s}, and {given} came");
-            return Err(RemoteErrorBody::new(ErrorKind::DecodeArgs, "", message));
+            return Err(Box::new(RemoteErrorBody::new(
+                ErrorKind::DecodeArgs,
+                "",
+                message,
+            )));
         }
         Ok(Arguments {
             values,
@@ -79,11 +87,15 @@ impl<'a> Call<'a> {
     }
 
     /// The function has returned this.
-    pub fn answer<T: Serialize>(&mut self, value: &T) -> Result<(), RemoteErrorBody> {
+    pub fn answer<T: Serialize>(&mut self, value: &T) -> Ran {
         self.step = Step::Encoding;
         self.result.value(value).map_err(|error| {
             let message = format!("the result cannot be sent: {error}");
-            RemoteErrorBody::new(ErrorKind::EncodeResult, std::any::type_name::<T>(), message)
+            Box::new(RemoteErrorBody::new(
+                ErrorKind::EncodeResult,
+                std::any::type_name::<T>(),
+                message,
+            ))
         })
     }
 }
@@ -97,7 +109,7 @@ pub struct Arguments<'a> {
 }
 
 impl Arguments<'_> {
-    pub fn next<T: DeserializeOwned + 'static>(&mut self) -> Result<T, RemoteErrorBody> {
+    pub fn take<T: DeserializeOwned + 'static>(&mut self) -> Result<T, Box<RemoteErrorBody>> {
         let name = self.names.next().copied().unwrap_or_default();
         let signature = self.signature;
         self.values.next().map_err(|error| {
@@ -106,8 +118,12 @@ impl Arguments<'_> {
     }
 }
 
-fn refused_args(error: DecodeError) -> RemoteErrorBody {
-    RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string())
+fn refused_args(error: DecodeError) -> Box<RemoteErrorBody> {
+    Box::new(RemoteErrorBody::new(
+        ErrorKind::DecodeArgs,
+        "",
+        error.to_string(),
+    ))
 }
 
 /// Decodes a result in the host.
@@ -274,13 +290,15 @@ impl<E: Debug> DescribeDebug<E> for &ErrorProbe<E> {
 #[macro_export]
 macro_rules! __describe_error {
     (borrowed $error_type:ty, $error:ident) => {
-        (&&&&&&&&$crate::__private::ErrorProbe::<$error_type>::new()).describe(&$error)
+        ::std::boxed::Box::new(
+            (&&&&&&&&$crate::__private::ErrorProbe::<$error_type>::new()).describe(&$error),
+        )
     };
     ($error_type:ty, $error:ident) => {{
         let mut __body =
             (&&&&&&&&$crate::__private::ErrorProbe::<$error_type>::new()).describe(&$error);
         __body.value = (&&&$crate::__private::ErrorProbe::<$error_type>::new()).encode(&$error);
-        __body
+        ::std::boxed::Box::new(__body)
     }};
 }
 

@@ -260,7 +260,7 @@ impl Compound<'_> {
         match self.left {
             None if self
                 .unknown
-                .is_some_and(|(_, each)| self.values % each != 0) =>
+                .is_some_and(|(_, each)| !self.values.is_multiple_of(each)) =>
             {
                 Err(miscounted())
             }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::panics;
-use crate::task::{Call, Step, TaskEntry, TaskTable};
+use crate::task::{Call, Ran, Step, TaskEntry, TaskTable};
 use crate::wire::{self, Chunk, DecodeError, Encoder, ErrorKind, RemoteErrorBody};
 
 /// The tasks of this worker, and the counter by which its host knows that one has begun.
@@ -32,17 +32,17 @@ impl Jobs {
         };
         match result {
             Ok(()) => wire::finish(frame),
-            Err(error) => wire::error_answer(frame, id, error),
+            Err(error) => wire::error_answer(frame, id, *error),
         }
     }
 
-    fn run_one(&self, frame: &mut Encoder, task: &str, args: &[u8]) -> Result<(), RemoteErrorBody> {
+    fn run_one(&self, frame: &mut Encoder, task: &str, args: &[u8]) -> Ran {
         run(self.tasks.find(task)?, frame, args, &|| self.count())
     }
 
     /// The results of a chunk are an array with a pair for each job, `[nil, value]` or `[error, nil]`: the failure of
     /// one is no matter to the others.
-    fn run_chunk(&self, frame: &mut Encoder, args: &[u8]) -> Result<(), RemoteErrorBody> {
+    fn run_chunk(&self, frame: &mut Encoder, args: &[u8]) -> Ran {
         let refused =
             |error: DecodeError| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string());
         let mut chunk = Chunk::parse(args).map_err(refused)?;
@@ -58,7 +58,7 @@ impl Jobs {
         while let Some(args) = chunk.next_args().map_err(refused)? {
             let start = wire::begin_result(frame).map_err(too_long)?;
             if let Err(error) = run(entry, frame, args, &begin) {
-                wire::error_result(frame, start, error).map_err(too_long)?;
+                wire::error_result(frame, start, *error).map_err(too_long)?;
             }
         }
         Ok(())
@@ -78,12 +78,7 @@ fn too_long(error: wire::EncodeError) -> RemoteErrorBody {
 }
 
 /// Runs one job. Its result has then been added to `frame`, or, where it failed, some part of it.
-fn run(
-    entry: &TaskEntry,
-    frame: &mut Encoder,
-    args: &[u8],
-    begin: &dyn Fn(),
-) -> Result<(), RemoteErrorBody> {
+fn run(entry: &TaskEntry, frame: &mut Encoder, args: &[u8], begin: &dyn Fn()) -> Ran {
     let mut call = Call::new(args, frame, begin);
     let outcome = panics::recorded(|| catch_unwind(AssertUnwindSafe(|| entry.run(&mut call))));
     match outcome {
@@ -102,7 +97,7 @@ fn panicked(
     task: &str,
     text: String,
     record: Option<panics::Record>,
-) -> RemoteErrorBody {
+) -> Box<RemoteErrorBody> {
     let (kind, message) = match step {
         Step::Decoding => (
             ErrorKind::DecodeArgs,
@@ -119,5 +114,5 @@ fn panicked(
         body.location = record.location;
         body.backtrace = record.backtrace;
     }
-    body
+    Box::new(body)
 }
