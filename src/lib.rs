@@ -87,7 +87,7 @@ pub use errback_reactor::{
 pub use errback_deferred::{
     AlreadyCalledError, AlreadyRunning, CancelHandle, CancelledError, Clock, CooperativeTask,
     Cooperator, Deferred, DeferredList, DeferredLock, DeferredQueue, DeferredSemaphore,
-    DelayedCall, DelayedCalls, EmptyList, EnteredLoop, Failure, FailureGroup, FiringEnd,
+    DelayedCall, DelayedCalls, EmptyList, EnteredLoop, ErrorTypes, Failure, FailureGroup, FiringEnd,
     FirstError, GatherTuple, IntoOutcome, ListResult, LoopGone, LoopingCall, NoEventLoop,
     NotActive, NotHeld, NotPaused, ObservableDeferred, ObserverGuard, Outcome, PanicError, Pause,
     Permit, Phase, QueueOverflow, QueueUnderflow, ReactorCore, ReactorFromThreads, ReactorTime,
@@ -96,7 +96,7 @@ pub use errback_deferred::{
     Unhandled, bail, contain, current_loop, debugging, defer_later, ensure, ensure_deferred,
     ensure_deferred_on, enter_loop, event_loop, execute, fail, from_future, gather_results,
     gather_tuple, log_err, maybe_deferred, observe_unhandled, race, set_debugging, succeed,
-    testing,
+    testing, try_deferred,
 };
 
 /// What the task attribute writes refers to this; it is no part of the interface.

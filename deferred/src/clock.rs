@@ -14,13 +14,13 @@ use crate::event_loop::{DelayedCall, DelayedCalls, NotActive, ReactorTime};
 /// Time that passes when it is told to.
 ///
 /// ```
-/// use errback_deferred::{Clock, ReactorTime};
+/// use errback_deferred::Clock;
 /// use std::{cell::Cell, rc::Rc, time::Duration};
 ///
 /// let clock = Clock::new();
 /// let rung = Rc::new(Cell::new(false));
 /// let bell = rung.clone();
-/// clock.call_later(Duration::from_secs(3), Box::new(move || bell.set(true)));
+/// clock.call_later(Duration::from_secs(3), move || bell.set(true));
 /// clock.advance(Duration::from_secs(2));
 /// assert!(!rung.get());
 /// clock.advance(Duration::from_secs(1));
@@ -79,6 +79,12 @@ impl Clock {
                 handle: Rc::new(Handle(inner.clone())),
             }),
         }
+    }
+
+    /// Calls `call` once, when `delay` has passed; as [`ReactorTime::call_later`], without the box.
+    #[doc(alias = "callLater")]
+    pub fn call_later(&self, delay: Duration, call: impl FnOnce() + 'static) -> DelayedCall {
+        ReactorTime::call_later(self, delay, Box::new(call))
     }
 
     /// Lets `by` pass and makes all calls that are due by then, in order.

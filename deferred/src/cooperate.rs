@@ -378,7 +378,7 @@ impl Task {
         }
         self.pause();
         let (ready, failed) = (self.clone(), self.clone());
-        let _ = d.add_callbacks(
+        d.add_callbacks(
             move |()| Ok(ready.resume()?),
             move |failure| failed.failed_later(failure),
         );

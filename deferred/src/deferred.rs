@@ -5,6 +5,7 @@
 //! `Deferred<i64>`, and whoever gave a Deferred away cannot add to it any more. What happens when is decided in `node.rs`;
 //! this file puts types on it.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -76,7 +77,8 @@ impl<T: 'static> Deferred<T> {
     ///
     /// What the canceller returns is what the Deferred fires with; `None` means a
     /// [`CancelledError`](crate::CancelledError). It may fire the Deferred by its resolver instead. It is called at most
-    /// once, and never after the Deferred has fired. If it panics, that is logged and the Deferred is cancelled all the same.
+    /// once, and never after the Deferred has fired. A resolver that is dropped while it runs is no failure: it went with the
+    /// work that was stopped. If it panics, that is logged and the Deferred is cancelled all the same.
     ///
     /// ```
     /// use errback_deferred::Deferred;
@@ -90,12 +92,39 @@ impl<T: 'static> Deferred<T> {
         canceller: impl FnOnce() -> Option<Result<T, Failure>> + 'static,
     ) -> (Resolver<T>, Deferred<T>) {
         let (resolver, d) = Deferred::new();
-        d.node.set_canceller(Canceller::Once(Box::new(move |node| {
-            if let Some(result) = canceller() {
-                let _ = fire(node, result); // when the canceller fired it otherwise, that result counts
-            }
-        })));
+        d.set_canceller(canceller);
         (resolver, d)
+    }
+
+    /// Sets the canceller of a Deferred that has not fired; one that it had is dropped. See
+    /// [`with_canceller`](Self::with_canceller).
+    ///
+    /// For when the work to be stopped is made after the Deferred, because it owns the resolver:
+    ///
+    /// ```
+    /// use errback_deferred::{CancelledError, Clock, Deferred};
+    /// use std::time::Duration;
+    ///
+    /// let clock = Clock::new();
+    /// let (resolver, d) = Deferred::new();
+    /// let call = clock.call_later(Duration::from_secs(1), move || drop(resolver.callback("done")));
+    /// d.set_canceller(move || {
+    ///     let _ = call.cancel(); // the resolver goes with it; the Deferred fails with CancelledError
+    ///     None
+    /// });
+    /// d.cancel();
+    /// # d.add_errback(|f| f.trap::<CancelledError>().map(|_| ""));
+    /// ```
+    pub fn set_canceller(&self, canceller: impl FnOnce() -> Option<Result<T, Failure>> + 'static) {
+        if self.called() {
+            return;
+        }
+        self.node
+            .set_canceller(Canceller::Once(Box::new(move |node| {
+                if let Some(result) = canceller() {
+                    let _ = fire(node, result); // when the canceller fired it otherwise, that result counts
+                }
+            })));
     }
 
     /// As [`new`](Deferred::new), for work whose end takes time: a cancel only asks for it.
@@ -147,6 +176,7 @@ impl<T: 'static> Deferred<T> {
     /// let d = succeed(2).add_callback(|n| Ok(n * 3));
     /// # d.add_callback(|n| assert_eq!(n, 6));
     /// ```
+    #[doc(alias = "addCallback")]
     pub fn add_callback<R: IntoOutcome>(
         self,
         callback: impl FnOnce(T) -> R + 'static,
@@ -156,11 +186,15 @@ impl<T: 'static> Deferred<T> {
 
     /// Adds a level that runs `errback` on a failure and lets a value pass. Returning `Ok` recovers.
     ///
+    /// It returns what the chain carries: `Ok` of a `T`, a failure, or a `Deferred<T>`. To only log a failure at the end of a
+    /// chain, use [`log_failure`](Self::log_failure); to trap one error and go on with a Deferred, [`try_deferred`].
+    ///
     /// ```
     /// use errback_deferred::{fail, Failure};
     /// let d = fail::<i64>(Failure::msg("no")).add_errback(|_| Ok(0));
     /// # d.add_callback(|n| assert_eq!(n, 0));
     /// ```
+    #[doc(alias = "addErrback")]
     pub fn add_errback<R: IntoOutcome<Value = T>>(
         self,
         errback: impl FnOnce(Failure) -> R + 'static,
@@ -175,6 +209,7 @@ impl<T: 'static> Deferred<T> {
     /// let d = succeed(2).add_callbacks(|n| Ok(n.to_string()), |failure| Ok(failure.to_string()));
     /// # d.add_callback(|s| assert_eq!(s, "2"));
     /// ```
+    #[doc(alias = "addCallbacks")]
     pub fn add_callbacks<R: IntoOutcome, E: IntoOutcome<Value = R::Value>>(
         self,
         callback: impl FnOnce(T) -> R + 'static,
@@ -193,6 +228,7 @@ impl<T: 'static> Deferred<T> {
     /// });
     /// # d.add_callback(|n| assert_eq!(n, 2));
     /// ```
+    #[doc(alias = "addBoth")]
     pub fn add_both<R: IntoOutcome>(
         self,
         callback: impl FnOnce(Result<T, Failure>) -> R + 'static,
@@ -212,26 +248,39 @@ impl<T: 'static> Deferred<T> {
     /// # rest.add_callback(|()| ());
     /// # d.add_callback(|n| assert_eq!(n, 1));
     /// ```
+    #[doc(alias = "chainDeferred")]
     pub fn chain_deferred(self, to: impl FiringEnd<T>) -> Deferred<()> {
         self.add(Link(to, PhantomData::<fn(T)>))
     }
 
-    /// The last level: a failure is reported to the observer of unhandled failures, a value is dropped.
+    /// The last level: a failure is reported to the observer of unhandled failures, a value is dropped. Twisted's
+    /// `addErrback(log.err)`.
     ///
     /// ```
     /// errback_deferred::succeed(1).log_failure();
     /// ```
-    #[track_caller]
+    #[doc(alias = "log.err")]
     pub fn log_failure(self) {
+        self.end_with_log(None);
+    }
+
+    /// As [`log_failure`](Self::log_failure), and says what it was: `addErrback(log.err, "job 3")`.
+    ///
+    /// ```
+    /// errback_deferred::succeed(1).log_failure_as(format!("job {}", 3));
+    /// ```
+    #[doc(alias = "log.err")]
+    pub fn log_failure_as(self, what: impl Into<Cow<'static, str>>) {
+        self.end_with_log(Some(what.into()));
+    }
+
+    fn end_with_log(self, what: Option<Cow<'static, str>>) {
         let made_at = self.node.made_at();
-        self.add::<(), _>(OnBoth(
-            move |result: Result<T, Failure>| {
-                if let Err(failure) = result {
-                    crate::unhandled::report(failure, made_at);
-                }
-            },
-            PhantomData,
-        ));
+        self.add_both(move |result| {
+            if let Err(failure) = result {
+                crate::unhandled::report(failure, made_at, what);
+            }
+        });
     }
 
     /// Asks for the result not to come: the canceller runs, or the Deferred fails with
@@ -396,11 +445,16 @@ pub enum State {
 /// What a callback may return: `Result<U, Failure>`, a `Deferred<U>`, or `()`.
 ///
 /// A plain value is wrapped in `Ok`. `?` on any error in the callback makes a [`Failure`].
+///
+/// **Return a Deferred itself, not `Ok` of it.** `Ok(deferred)` is a value that happens to be a Deferred: the chain becomes a
+/// `Deferred<Deferred<T>>` and waits for nothing. Where a callback may fail before it has its Deferred, use
+/// [`try_deferred`], or [`flatten`](Deferred::flatten) afterwards.
 #[diagnostic::on_unimplemented(
     message = "a callback cannot return `{Self}`",
-    label = "wrap this in `Ok`",
-    note = "a callback returns `Ok(value)`, an `Err(failure)`, a `Deferred`, or `()`",
-    note = "if it already is a `Result`, its error has to be a `Failure`: use `?`, as in `Ok(f()?)`"
+    label = "a callback may not return this",
+    note = "a plain value is wrapped in `Ok`: `|n| Ok(n + 1)`",
+    note = "a `Result` with another error becomes one with a `Failure` by `?`: `|x| Ok(f(x)?)`; an error alone by `Err(error.into())`",
+    note = "an async block becomes a Deferred: `|x| ensure_deferred(async move {{ … }})`; to call a function that returns a plain value, `execute`"
 )]
 pub trait IntoOutcome {
     /// The type of the value that the next callback gets.
@@ -646,7 +700,7 @@ impl<T: 'static> Resolver<T> {
         self.fire(Ok(value))
     }
 
-    /// Fires with a failure; the errbacks have run when it returns.
+    /// Fires with a failure, which is any error, or [`Failure::msg`] for a text; the errbacks have run when it returns.
     ///
     /// ```
     /// # use errback_deferred::{Deferred, Failure};
@@ -793,6 +847,11 @@ impl<T> fmt::Debug for SharedResolver<T> {
 }
 
 /// What [`Deferred::chain_deferred`] can fire: a [`Resolver`] or a [`SharedResolver`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a firing end of a `Deferred<{T}>`",
+    label = "give the `Resolver` that came with the other Deferred",
+    note = "`let (resolver, d2) = Deferred::new(); d1.chain_deferred(resolver)`"
+)]
 pub trait FiringEnd<T>: private::Sealed<T> + 'static {}
 
 impl<T: 'static> FiringEnd<T> for Resolver<T> {}
@@ -900,7 +959,7 @@ pub fn succeed<T: 'static>(value: T) -> Deferred<T> {
     fired(Ok(value))
 }
 
-/// A Deferred that has fired already, with a failure.
+/// A Deferred that has fired already, with a failure: any error, or [`Failure::msg`] for a text.
 ///
 /// ```
 /// # use errback_deferred::{fail, TimeoutError};
@@ -918,7 +977,8 @@ fn fired<T: 'static>(result: Result<T, Failure>) -> Deferred<T> {
     d
 }
 
-/// Calls `f` and makes a Deferred of whatever it does: returns a value, a failure or a Deferred, or panics.
+/// Calls `f` and makes a Deferred of whatever it does: returns a `Result` or a Deferred, or panics. See [`execute`] for
+/// functions that return a plain value, and [`try_deferred`] for `Result<Deferred<T>, _>`.
 ///
 /// ```
 /// use errback_deferred::maybe_deferred;
@@ -926,11 +986,37 @@ fn fired<T: 'static>(result: Result<T, Failure>) -> Deferred<T> {
 /// # d.add_callback(|n| assert_eq!(n, 41));
 /// ```
 #[track_caller]
+#[doc(alias = "maybeDeferred")]
 pub fn maybe_deferred<R: IntoOutcome>(f: impl FnOnce() -> R) -> Deferred<R::Value> {
     match contain(f) {
         Ok(returned) => returned.into_outcome().into_deferred(),
         Err(panic) => fail(panic),
     }
+}
+
+/// Calls a function that fails or returns a Deferred, and makes one Deferred of both.
+///
+/// It gives `?` to code that ends in a Deferred, above all to errbacks:
+///
+/// ```
+/// use errback_deferred::{fail, succeed, try_deferred, Deferred, TimeoutError};
+///
+/// fn request() -> Deferred<i64> { succeed(7) }
+///
+/// let d = fail(TimeoutError::default()).add_errback(|failure| {
+///     try_deferred(|| {
+///         failure.trap::<TimeoutError>()?;
+///         Ok(request())
+///     })
+/// });
+/// # d.add_callback(|n| assert_eq!(n, 7));
+/// ```
+#[track_caller]
+pub fn try_deferred<T: 'static>(f: impl FnOnce() -> Result<Deferred<T>, Failure>) -> Deferred<T> {
+    maybe_deferred(|| match f() {
+        Ok(d) => Outcome::Later(d),
+        Err(failure) => Outcome::Now(Err(failure)),
+    })
 }
 
 /// Calls `f`, which does not return a Deferred, and makes one of its result or panic.

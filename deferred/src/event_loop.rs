@@ -20,6 +20,7 @@ pub trait ReactorTime {
     fn seconds(&self) -> Duration;
 
     /// Calls `call` once, `delay` from now. Calls due at the same time run in the order in which they were asked for.
+    #[doc(alias = "callLater")]
     fn call_later(&self, delay: Duration, call: Box<dyn FnOnce()>) -> DelayedCall;
 }
 
@@ -40,6 +41,7 @@ pub trait ReactorFromThreads: Send + Sync {
     ///
     /// # Errors
     /// [`LoopGone`] when the loop is no more and will not run anything again; `call` has then been dropped.
+    #[doc(alias = "callFromThread")]
     fn call_from_thread(&self, call: Box<dyn FnOnce() + Send>) -> Result<(), LoopGone>;
 }
 
@@ -51,6 +53,7 @@ pub trait ReactorCore: ReactorTime {
 
     /// Runs `trigger` when the loop starts or shuts down. In the [`Phase::Before`] phase of a shutdown the loop waits
     /// for a Deferred that a trigger returns before it goes on to the next phase.
+    #[doc(alias = "addSystemEventTrigger")]
     fn add_system_event_trigger(
         &self,
         phase: Phase,

@@ -27,7 +27,11 @@ use std::sync::Arc;
 /// assert_eq!(failure.to_string(), "invalid digit found in string");
 /// # fail::<()>(failure).add_errback(|_| ());
 /// ```
+///
+/// Twisted's `getErrorMessage()` is `to_string()` (with `{:#}` the causes too), its `printTraceback()` is `{:?}`.
 #[derive(Clone)]
+#[doc(alias = "getErrorMessage")]
+#[doc(alias = "printTraceback")]
 pub struct Failure(Arc<Inner>);
 
 struct Inner {
@@ -91,6 +95,32 @@ impl Failure {
     /// ```
     pub fn check<E: Error + Send + Sync + 'static>(&self) -> Option<&E> {
         self.0.error.downcast_ref()
+    }
+
+    /// As [`trap`](Failure::trap), for one of several types: `failure.trap(A, B)` in Twisted.
+    ///
+    /// ```
+    /// use errback_deferred::{fail, CancelledError, TimeoutError};
+    /// let d = fail::<i64>(TimeoutError::default()).add_errback(|failure| {
+    ///     failure.trap_any::<(TimeoutError, CancelledError)>()?;
+    ///     Ok(0)
+    /// });
+    /// # d.add_callback(|n| assert_eq!(n, 0));
+    /// ```
+    ///
+    /// # Errors
+    /// This failure itself, when its error is none of these.
+    pub fn trap_any<E: ErrorTypes>(&self) -> Result<(), Failure> {
+        if self.is_any::<E>() {
+            Ok(())
+        } else {
+            Err(self.clone())
+        }
+    }
+
+    /// Whether the error is of one of several types: `failure.is_any::<(TimeoutError, CancelledError)>()`.
+    pub fn is_any<E: ErrorTypes>(&self) -> bool {
+        E::include(self)
     }
 
     /// Whether the error is an `E`.
@@ -184,6 +214,24 @@ impl Failure {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
+
+/// A tuple of up to eight error types; see [`Failure::trap_any`].
+pub trait ErrorTypes {
+    /// Whether the failure's error is of one of these types.
+    fn include(failure: &Failure) -> bool;
+}
+
+macro_rules! error_types {
+    ($(($($E:ident)+))+) => { $(
+        impl<$($E: Error + Send + Sync + 'static),+> ErrorTypes for ($($E,)+) {
+            fn include(failure: &Failure) -> bool {
+                $(failure.is::<$E>())||+
+            }
+        }
+    )+ };
+}
+
+error_types! { (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) (A B C D E F G) (A B C D E F G H) }
 
 // `Failure` implements neither `Error` nor `Into<anyhow::Error>`: that is what makes this one legal, and it gives `?` on
 // everything. `anyhow::Error` made the same choice for the same reason.

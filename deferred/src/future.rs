@@ -86,9 +86,12 @@ impl Entry<NodeRef> for WakeLevel {
     fn run(self, node: &NodeRef) -> Step {
         let wake = node.extra(|extra| {
             extra.wake_level = false;
+            extra.waking = true;
             extra.wake.take()
         });
-        match wake.and_then(|wake| wake()) {
+        let finished = wake.and_then(|wake| wake());
+        node.extra(|extra| extra.waking = false);
+        match finished {
             Some(finished) => Step::Resumed(finished),
             None => Step::Done,
         }
@@ -121,6 +124,9 @@ impl Entry<NodeRef> for WakeLevel {
 /// Futures that are not Deferreds are woken through the event loop that runs on this thread. Where none is known, the Deferred
 /// fails with [`NoEventLoop`]; see [`ensure_deferred_on`].
 #[track_caller]
+#[doc(alias = "inlineCallbacks")]
+#[doc(alias = "returnValue")]
+#[doc(alias = "ensureDeferred")]
 pub fn ensure_deferred<R: IntoOutcome>(
     body: impl Future<Output = R> + 'static,
 ) -> Deferred<R::Value> {

@@ -21,9 +21,12 @@ use crate::{AlreadyCalledError, CancelHandle, Deferred, Failure, Resolver, Share
 /// });
 /// ```
 ///
+/// Failures that come when the list has fired are dropped.
+///
 /// Cancelling the Deferred of a list that has not fired cancels all of the list's Deferreds and does nothing else; what
 /// they then fire with is the result. Once it has fired, cancelling does nothing.
 #[must_use = "a list does nothing until it is asked for its results"]
+#[doc(alias = "consumeErrors")]
 pub struct DeferredList<T> {
     deferreds: Vec<Deferred<T>>,
     one_callback: bool,
@@ -52,12 +55,14 @@ impl<T: 'static> DeferredList<T> {
     /// Fire with the first value, as [`ListResult::One`], if one comes before all have fired.
     ///
     /// An empty list fails with [`EmptyList`]: the first value would never come (in Twisted it waits for ever).
+    #[doc(alias = "fireOnOneCallback")]
     pub fn fire_on_one_callback(mut self) -> Self {
         self.one_callback = true;
         self
     }
 
     /// Fail with the first failure, as a [`FirstError`].
+    #[doc(alias = "fireOnOneErrback")]
     pub fn fire_on_one_errback(mut self) -> Self {
         self.one_errback = true;
         self
@@ -163,6 +168,7 @@ impl<T> fmt::Debug for DeferredList<T> {
 /// d.add_callback(|values| assert_eq!(values, [1, 2, 3]));
 /// ```
 #[track_caller]
+#[doc(alias = "gatherResults")]
 pub fn gather_results<T: 'static>(
     deferreds: impl IntoIterator<Item = Deferred<T>>,
 ) -> Deferred<Vec<T>> {
@@ -315,13 +321,17 @@ pub struct FirstError {
 
 impl fmt::Display for FirstError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the Deferred at index {} failed", self.index)
+        write!(
+            f,
+            "the Deferred at index {} failed: {}",
+            self.index, self.failure
+        )
     }
 }
 
 impl std::error::Error for FirstError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.failure.chain().next()
+        self.failure.chain().nth(1) // the message has the first already
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{CancelledError, Deferred, DelayedCall, IntoOutcome, ReactorTime, Res
 /// # d.add_callback(|s| assert_eq!(s, "later"));
 /// ```
 #[track_caller]
+#[doc(alias = "deferLater")]
 pub fn defer_later<R: IntoOutcome>(
     clock: &(impl ReactorTime + ?Sized),
     delay: Duration,

@@ -16,6 +16,26 @@
 //! # Ok::<(), Failure>(())
 //! ```
 //!
+//! # Coming from Twisted
+//!
+//! Names are Twisted's in snake case. What Rust makes different:
+//!
+//! | in Twisted one | here one |
+//! | --- | --- |
+//! | adds to a Deferred in place | rebinds it: `d = d.add_callback(…)`; the handle moves, because the type changes |
+//! | passes extra arguments to `addCallback` | lets a `move` closure capture them |
+//! | returns a plain value from a callback | wraps it in `Ok`; `?` raises |
+//! | fires with `d.callback(v)` | keeps the [`Resolver`]; [`into_shared`](Resolver::into_shared) if several parties may fire |
+//! | lets several parties wait for one Deferred | gives each an [`observe`](ObservableDeferred::observe)d one |
+//! | cancels a Deferred that was given away | keeps its [`cancel_handle`](Deferred::cancel_handle) |
+//! | writes `Deferred(canceller)` | calls [`set_canceller`](Deferred::set_canceller) |
+//! | fires from another thread | uses a [`RemoteResolver`]; Deferreds and resolvers are not `Send` |
+//! | writes `@inlineCallbacks`, `returnValue(x)` | writes `ensure_deferred(async move { … Ok(x) })` |
+//! | writes `addErrback(log.err)` | ends with [`log_failure`](Deferred::log_failure) |
+//!
+//! Loops of callbacks that call themselves (a worker that takes the next job in its own callback) recurse here as they do in
+//! Twisted when every job is there already; the same loop in a coroutine does not.
+//!
 //! This crate has no event loop, no thread, no input or output and no clock of its own: [`event_loop`] says what it asks of
 //! a loop, and `errback-reactor` is one.
 
@@ -68,15 +88,15 @@ pub use cooperate::{CooperativeTask, Cooperator, NotPaused, TaskFinished};
 pub use debug::{debugging, set_debugging};
 pub use deferred::{
     CancelHandle, Deferred, FiringEnd, IntoOutcome, Outcome, Pause, Resolver, SharedResolver,
-    State, execute, fail, maybe_deferred, succeed,
+    State, execute, fail, maybe_deferred, succeed, try_deferred,
 };
 pub use event_loop::{
     DelayedCall, DelayedCalls, EnteredLoop, LoopGone, NotActive, Phase, ReactorCore,
     ReactorFromThreads, ReactorTime, SystemEvent, TriggerId, current_loop, enter_loop,
 };
 pub use failure::{
-    AlreadyCalledError, CancelledError, Failure, PanicError, ResolverDropped, ResultTaken,
-    ReturnedItself, TimeoutError,
+    AlreadyCalledError, CancelledError, ErrorTypes, Failure, PanicError, ResolverDropped,
+    ResultTaken, ReturnedItself, TimeoutError,
 };
 pub use future::{NoEventLoop, SendFuture, ensure_deferred, ensure_deferred_on, from_future};
 pub use gather::{

@@ -191,8 +191,7 @@ impl Loop {
             count => self.call_function(count),
         };
         let (ran, failed) = (self.clone(), self);
-        let _ = d
-            .add_callback(move |()| ran.ran())
+        d.add_callback(move |()| ran.ran())
             .add_errback(move |failure| failed.failed(failure));
     }
 

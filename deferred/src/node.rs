@@ -73,11 +73,18 @@ pub(crate) struct Extra {
     /// Whom to tell when the result is there: somebody awaits it.
     pub(crate) wake: Option<Box<dyn FnOnce() -> Option<NodeRef>>>,
     pub(crate) wake_level: bool,
+    /// The level that is running is the one that tells.
+    pub(crate) waking: bool,
+    /// Its resolver was dropped while its canceller ran.
+    abandoned: bool,
     /// A cancel that waits until it is no longer paused.
-    pub(crate) when_unpaused: Option<Box<dyn FnOnce(&NodeRef)>>,
+    pub(crate) when_unpaused: Option<PutOff>,
     /// When debugging: where it was made and first fired.
     history: Option<Box<History>>,
 }
+
+/// A cancel that waits.
+pub(crate) type PutOff = Box<dyn FnOnce(&NodeRef)>;
 
 pub(crate) enum Canceller {
     /// Runs at the first cancel before the Deferred fired; if it does not fire it, CancelledError does.
@@ -267,7 +274,7 @@ impl Drop for Node {
         if self.kind.get() == Kind::Failure
             && let Some(Ok(failure)) = self.slot.take().map(Erased::downcast::<Failure>)
         {
-            unhandled::report(failure, self.made_at);
+            unhandled::report(failure, self.made_at, None);
         }
     }
 }
@@ -387,7 +394,10 @@ impl Node {
         }
         match (self.has(RUNNING), self.kind.get()) {
             (_, Kind::Waiting) => None,
-            (true, Kind::Empty) => None,
+            // A callback has it and will put another there, unless this is the level that tells who awaits: taken twice.
+            (true, Kind::Empty) if !self.extra.with(|extra| extra.is_some_and(|e| e.waking)) => {
+                None
+            }
             _ => Some(self.take_result()),
         }
     }
@@ -532,9 +542,14 @@ impl NodeRef {
     /// The end of a resolver that did not fire.
     #[inline]
     pub(crate) fn abandon(self) {
-        if !self.has(FIRED) {
-            bury(Last::Resolver(self.into_rc()));
+        if self.has(FIRED) {
+            return;
         }
+        if self.has(CANCELLING) {
+            // The canceller stopped the work that owned it, as cancellers do. What that returns decides.
+            return self.extra(|extra| extra.abandoned = true);
+        }
+        bury(Last::Resolver(self.into_rc()));
     }
 
     pub(crate) fn history(&self) -> Option<String> {
@@ -598,7 +613,15 @@ impl NodeRef {
         });
         match canceller {
             None => self.set(SUPPRESS),
-            Some(Canceller::Instead(hook)) => return self.guarded(|| hook(self)),
+            Some(Canceller::Instead(hook)) => {
+                self.guarded(|| hook(self));
+                let abandoned = self
+                    .extra
+                    .with(|extra| extra.is_some_and(|extra| extra.abandoned));
+                if !abandoned {
+                    return; // the producer will fire it
+                }
+            }
             Some(Canceller::Once(canceller)) => self.guarded(|| canceller(self)),
         }
         if !self.has(FIRED) {
@@ -612,7 +635,7 @@ impl NodeRef {
         let result = contain(canceller);
         self.clear(CANCELLING);
         if let Err(panic) = result {
-            crate::log_err(panic.into(), "a canceller");
+            crate::log_err(panic, "a canceller");
         }
     }
 }

@@ -110,7 +110,9 @@ impl<T: Send + 'static> RemoteResolver<T> {
 
 impl<T: Send + 'static> Drop for RemoteResolver<T> {
     fn drop(&mut self) {
-        self.send(Err(Failure::from(RemoteResolverDropped)));
+        if self.place.is_some() {
+            self.send(Err(Failure::from(RemoteResolverDropped)));
+        }
     }
 }
 

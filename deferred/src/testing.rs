@@ -25,6 +25,7 @@ use crate::{Deferred, Failure, ObserverGuard, State, Unhandled, observe_unhandle
 /// # Panics
 /// When it has no result yet, or a failure.
 #[track_caller]
+#[doc(alias = "successResultOf")]
 pub fn success_result_of<T: 'static>(d: Deferred<T>) -> T {
     match result_of(d) {
         Ok(value) => value,
@@ -40,6 +41,7 @@ pub fn success_result_of<T: 'static>(d: Deferred<T>) -> T {
 /// # Panics
 /// When it has no result yet, or a value.
 #[track_caller]
+#[doc(alias = "failureResultOf")]
 pub fn failure_result_of<T: 'static>(d: Deferred<T>) -> Failure {
     match result_of(d) {
         Ok(_) => panic!(
@@ -74,6 +76,7 @@ pub fn result_of<T: 'static>(d: Deferred<T>) -> Result<T, Failure> {
 /// # Panics
 /// When it has one.
 #[track_caller]
+#[doc(alias = "assertNoResult")]
 pub fn assert_no_result<T: 'static>(d: &Deferred<T>) {
     match d.state() {
         State::Unfired | State::Waiting => {}
@@ -108,6 +111,7 @@ impl NoUnhandledFailures {
     }
 
     /// The failures that went unhandled so far, which the test then knows of (Twisted's `flushLoggedErrors`).
+    #[doc(alias = "flushLoggedErrors")]
     pub fn flush(&self) -> Vec<Unhandled> {
         self.seen.take()
     }

@@ -25,6 +25,7 @@ impl<T: 'static> Deferred<T> {
     /// clock.advance(Duration::from_secs(5));
     /// # answer.add_callback(|n| assert_eq!(n, -1));
     /// ```
+    #[doc(alias = "addTimeout")]
     pub fn add_timeout(
         self,
         timeout: Duration,

@@ -4,6 +4,7 @@
 //! reported to the observer of the thread on which that happens, with the place where the Deferred was made. Observers are
 //! scoped and belong to one thread, so that tests that run side by side do not see each other's failures.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::panic::Location;
@@ -19,12 +20,12 @@ pub struct Unhandled {
     /// Where the Deferred was made that held it, or where it was reported.
     pub made_at: &'static Location<'static>,
     /// What it came from, when that was no Deferred: "a delayed call", say.
-    pub what: Option<&'static str>,
+    pub what: Option<Cow<'static, str>>,
 }
 
 impl fmt::Display for Unhandled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.what {
+        match &self.what {
             Some(what) => write!(f, "unhandled failure in {what}: {:#}", self.failure),
             None => write!(
                 f,
@@ -98,21 +99,33 @@ impl Drop for ObserverGuard {
 
 /// Reports a failure that has nowhere else to go, as Twisted's `log.err` does: to this thread's observer.
 ///
-/// `what` says what failed, for instance "a delayed call".
+/// `what` says what failed, for instance "a delayed call". To log the failures of a Deferred, end its chain with
+/// [`log_failure`](crate::Deferred::log_failure) or [`log_failure_as`](crate::Deferred::log_failure_as).
+///
+/// ```
+/// use errback_deferred::{log_err, Failure};
+/// # let _seen = errback_deferred::observe_unhandled(|_| ());
+/// log_err(Failure::msg("no disk"), format!("job {}", 3));
+/// ```
 #[track_caller]
-pub fn log_err(failure: Failure, what: &'static str) {
+pub fn log_err(failure: impl Into<Failure>, what: impl Into<Cow<'static, str>>) {
+    let what = Some(what.into());
     tell(&Unhandled {
-        failure,
+        failure: failure.into(),
         made_at: Location::caller(),
-        what: Some(what),
+        what,
     });
 }
 
-pub(crate) fn report(failure: Failure, made_at: &'static Location<'static>) {
+pub(crate) fn report(
+    failure: Failure,
+    made_at: &'static Location<'static>,
+    what: Option<Cow<'static, str>>,
+) {
     tell(&Unhandled {
         failure,
         made_at,
-        what: None,
+        what,
     });
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::num::ParseIntError;
 use std::rc::Rc;
+use std::time::Duration;
 
 use errback_deferred::testing::*;
 use errback_deferred::*;
@@ -83,6 +84,46 @@ fn a_canceller_that_panics_cancels_all_the_same() {
     let logged = guard.flush();
     assert_eq!(logged.len(), 1);
     assert!(logged[0].failure.is::<PanicError>());
+}
+
+#[test]
+fn a_resolver_that_goes_with_the_work_that_the_canceller_stops_is_no_failure() {
+    let clock = Clock::new();
+    for fire_with in [None, Some(-1)] {
+        let (resolver, d) = Deferred::<i64>::new();
+        let call = clock.call_later(Duration::from_secs(1), move || drop(resolver.callback(1)));
+        d.set_canceller(move || {
+            call.cancel().unwrap();
+            fire_with.map(Ok)
+        });
+        d.cancel();
+        match fire_with {
+            None => assert!(failure_result_of(d).is::<CancelledError>()),
+            Some(value) => assert_eq!(success_result_of(d), value),
+        }
+    }
+}
+
+#[test]
+fn a_resolver_dropped_by_a_cancel_request_cancels() {
+    let held = Rc::new(Cell::new(None));
+    let dropped = held.clone();
+    let (resolver, d) = Deferred::<i64>::with_cancel_request(move || drop(dropped.take()));
+    held.set(Some(resolver));
+    d.cancel();
+    assert!(failure_result_of(d).is::<CancelledError>());
+}
+
+#[test]
+fn an_errback_may_trap_and_then_return_a_deferred() {
+    let d = fail::<i64>(CancelledError).add_errback(|failure| {
+        try_deferred(|| {
+            failure.trap_any::<(TimeoutError, CancelledError)>()?;
+            Ok(succeed(7))
+        })
+    });
+    assert_eq!(success_result_of(d), 7);
+    assert!(!Failure::msg("x").is_any::<(TimeoutError, CancelledError)>());
 }
 
 #[test]

@@ -305,3 +305,17 @@ fn a_result_is_taken_once() {
     });
     assert_eq!(cell.get(), Some((true, true)));
 }
+
+#[test]
+fn a_second_await_of_one_deferred_finds_the_result_taken() {
+    let (resolver, d) = Deferred::<i64>::new();
+    let done = ensure_deferred(async move {
+        let mut d = d;
+        let first = (&mut d).await?;
+        let second = (&mut d).await;
+        assert!(second.unwrap_err().is::<ResultTaken>());
+        Ok(first)
+    });
+    resolver.callback(1).unwrap();
+    assert_eq!(success_result_of(done), 1);
+}
