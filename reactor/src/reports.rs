@@ -7,6 +7,6 @@ use errback_deferred::{contain, log_err};
 /// Runs `call`; its panic is reported as a failure in `what`.
 pub(crate) fn contained(what: &'static str, call: impl FnOnce()) {
     if let Err(panic) = contain(call) {
-        log_err(panic.into(), what);
+        log_err(panic, what);
     }
 }

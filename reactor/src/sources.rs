@@ -342,7 +342,7 @@ impl<S: Source> Dispatch for Registered<S> {
 
     fn settle(&self) {
         if let Some(Err(error)) = self.pending.take().map(|change| self.change(change)) {
-            log_err(error.into(), "changing the registration of a source");
+            log_err(error, "changing the registration of a source");
         }
     }
 
