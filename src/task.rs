@@ -226,6 +226,19 @@ impl std::error::Error for DuplicateTask {}
 ///
 /// It says what the error said there. An error type that implements `Serialize`, `Deserialize`, `Display` and `Debug`
 /// comes back as itself instead.
+///
+/// ```no_run
+/// #[errback::task]
+/// fn length(path: String) -> std::io::Result<usize> {
+///     Ok(std::fs::read(path)?.len())
+/// }
+///
+/// let pool = errback::Pool::new()?;
+/// let failure = pool.apply_async(length, ("/nowhere".into(),)).get().unwrap_err();
+/// let error = failure.check::<errback::RemoteError>().expect("std's error cannot be encoded");
+/// assert_eq!(error.type_name, "std::io::error::Error");
+/// # Ok::<(), errback::Failure>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct RemoteError {

@@ -684,6 +684,18 @@ pub enum Outcome<'a> {
 /// The host's first message: `[2, "hello", [{…}]]`, with a descriptor attached.
 ///
 /// Members that a reader does not know are ignored, those that are missing have their default.
+///
+/// ```
+/// use errback::wire::{HostHello, Message};
+///
+/// let hello = HostHello { memory_limit: Some(512 << 20), ..HostHello::default() };
+/// let frame = hello.encode();
+/// let Message::Notification { method: "hello", params } = Message::parse(&frame[4..])? else {
+///     panic!("a hello");
+/// };
+/// assert_eq!(HostHello::parse(params)?, hello);
+/// # Ok::<(), errback::wire::ProtocolError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HostHello {

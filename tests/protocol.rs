@@ -727,6 +727,7 @@ impl Worker {
                 Ok(0) => return None,
                 Ok(count) => self.reader.extend(&bytes[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("nothing came: {error}"),
             }
         }
@@ -786,8 +787,8 @@ impl Worker {
             rustix::event::PollFlags::IN,
         )];
         let deadline = DEADLINE.try_into().unwrap();
-        let ready = rustix::event::poll(&mut ended, Some(&deadline)).unwrap();
-        if ready == 0 {
+        let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut ended, Some(&deadline)));
+        if ready == Ok(0) {
             self.child.kill().unwrap();
             panic!("the worker does not end");
         }
