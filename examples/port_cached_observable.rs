@@ -25,8 +25,7 @@ use std::time::Duration;
 
 use errback::testing::{assert_no_result, failure_result_of, success_result_of};
 use errback::{
-    CancelledError, Clock, Deferred, Failure, ObservableDeferred, ReactorTime, bail, defer_later,
-    gather_tuple,
+    CancelledError, Clock, Deferred, Failure, ObservableDeferred, bail, defer_later, gather_tuple,
 };
 
 const TTL: Duration = Duration::from_secs(30);
@@ -58,7 +57,7 @@ impl Cache {
         let _watched = entry.observe().add_callbacks(
             move |_address| {
                 let clock = fresh.clock.clone();
-                clock.call_later(TTL, Box::new(move || fresh.forget(&name)));
+                clock.call_later(TTL, move || fresh.forget(&name));
             },
             move |_failure| failed.forget(&same_name), // those who asked are told it themselves
         );

@@ -76,7 +76,7 @@ impl Shop {
                         shop.say(&format!("{name} did job {id}: {bytes} bytes"));
                         done += 1;
                     }
-                    Err(failure) => log_err(failure, name), // and on with the next one
+                    Err(failure) => log_err(failure, format!("{name}'s job {id}")), // and on with the next one
                 }
             }
             shop.say(&format!("{name} goes home"));
@@ -114,7 +114,7 @@ fn main() {
     let _observer = observe_unhandled(move |u| {
         reporter.say(&format!(
             "{} failed: {}",
-            u.what.unwrap_or("somebody"),
+            u.what.as_deref().unwrap_or("something"),
             u.failure
         ));
     });

@@ -15,8 +15,8 @@
 //! d = fetch(server).addTimeout(18, clock)           # for all together; d.cancel() stops all
 //! ```
 //!
-//! What changes on the way to Rust: extra arguments are captured by `move` closures; an errback that either fails or
-//! waits returns `Deferred`s in all cases (`fail` makes one of a failure); and a Deferred that was given away to its
+//! What changes on the way to Rust: extra arguments are captured by `move` closures; an errback that traps,
+//! and then waits, does so in `try_deferred`, where `?` is to be had; and a Deferred that was given away to its
 //! last callback is cancelled through a handle taken before. Everything is on a `Clock` that `main` turns by hand.
 
 use std::fmt::Display;
@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use errback::{
     CancelledError, Clock, Deferred, Failure, ReactorTime, TimeoutError, defer_later,
-    ensure_deferred, fail,
+    ensure_deferred, try_deferred,
 };
 
 const ATTEMPTS: u32 = 4;
@@ -63,8 +63,12 @@ impl Server {
     }
 }
 
-fn worth_another_try(n: u32, failure: &Failure) -> bool {
-    n < ATTEMPTS && (failure.is::<io::Error>() || failure.is::<TimeoutError>())
+/// Errors after which another attempt may go better.
+type Passing = (io::Error, TimeoutError);
+
+/// The failure itself, when that was the last attempt.
+fn ensure_more(n: u32, failure: Failure) -> Result<(), Failure> {
+    if n < ATTEMPTS { Ok(()) } else { Err(failure) }
 }
 
 fn pause_after(n: u32) -> Duration {
@@ -75,11 +79,14 @@ fn pause_after(n: u32) -> Duration {
 fn fetch(server: Rc<Server>, n: u32) -> Deferred<&'static str> {
     let attempt = server.request(n).add_timeout(PER_ATTEMPT, &server.clock);
     attempt.add_errback(move |failure| {
-        if !worth_another_try(n, &failure) {
-            return fail(failure);
-        }
-        let clock = server.clock.clone();
-        defer_later(&clock, pause_after(n), move || fetch(server, n + 1))
+        try_deferred(|| {
+            failure.trap_any::<Passing>()?; // anything else is final
+            ensure_more(n, failure)?;
+            let clock = server.clock.clone();
+            Ok(defer_later(&clock, pause_after(n), move || {
+                fetch(server, n + 1)
+            }))
+        })
     })
 }
 
@@ -90,7 +97,7 @@ fn fetch_in_a_loop(server: Rc<Server>) -> Deferred<&'static str> {
         loop {
             let attempt = server.request(n).add_timeout(PER_ATTEMPT, &server.clock);
             match attempt.await {
-                Err(failure) if worth_another_try(n, &failure) => {}
+                Err(failure) if failure.is_any::<Passing>() => ensure_more(n, failure)?,
                 result => return result,
             }
             defer_later(&server.clock, pause_after(n), || ()).await?;
@@ -110,7 +117,7 @@ fn run(what: &str, cancel_at: Option<u64>, answer: Answer) {
         let page = fetch(server.clone()).add_timeout(OVERALL, &clock);
         if let Some(at) = cancel_at {
             let handle = page.cancel_handle();
-            clock.call_later(Duration::from_secs(at), Box::new(move || handle.cancel()));
+            clock.call_later(Duration::from_secs(at), move || handle.cancel());
         }
         let _told = page.add_both(move |result| match result {
             Ok(page) => server.say(page),

@@ -8,10 +8,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use errback_deferred::{Deferred, Failure, gather_results};
-use errback_reactor::mio::Interest;
-use errback_reactor::mio::net::{TcpListener, TcpStream};
-use errback_reactor::{Reactor, Registered, react};
+use errback::mio::Interest;
+use errback::mio::net::{TcpListener, TcpStream};
+use errback::{Deferred, Failure, Reactor, Registered, gather_results, react};
 
 fn main() -> ExitCode {
     react(|reactor: &Reactor| {

@@ -87,16 +87,16 @@ pub use errback_reactor::{
 pub use errback_deferred::{
     AlreadyCalledError, AlreadyRunning, CancelHandle, CancelledError, Clock, CooperativeTask,
     Cooperator, Deferred, DeferredList, DeferredLock, DeferredQueue, DeferredSemaphore,
-    DelayedCall, DelayedCalls, EmptyList, EnteredLoop, ErrorTypes, Failure, FailureGroup, FiringEnd,
-    FirstError, GatherTuple, IntoOutcome, ListResult, LoopGone, LoopingCall, NoEventLoop,
-    NotActive, NotHeld, NotPaused, ObservableDeferred, ObserverGuard, Outcome, PanicError, Pause,
-    Permit, Phase, QueueOverflow, QueueUnderflow, ReactorCore, ReactorFromThreads, ReactorTime,
-    RemoteResolver, RemoteResolverDropped, Resolver, ResolverDropped, ResultTaken, ReturnedItself,
-    SendFuture, SharedResolver, State, SystemEvent, TaskFinished, TimeoutError, TriggerId,
-    Unhandled, bail, contain, current_loop, debugging, defer_later, ensure, ensure_deferred,
-    ensure_deferred_on, enter_loop, event_loop, execute, fail, from_future, gather_results,
-    gather_tuple, log_err, maybe_deferred, observe_unhandled, race, set_debugging, succeed,
-    testing, try_deferred,
+    DelayedCall, DelayedCalls, EmptyList, EnteredLoop, ErrorTypes, Failure, FailureGroup,
+    FiringEnd, FirstError, GatherTuple, IntoOutcome, ListResult, LoopGone, LoopingCall,
+    NoEventLoop, NotActive, NotHeld, NotPaused, ObservableDeferred, ObserverGuard, Outcome,
+    PanicError, Pause, Permit, Phase, QueueOverflow, QueueUnderflow, ReactorCore,
+    ReactorFromThreads, ReactorTime, RemoteResolver, RemoteResolverDropped, Resolver,
+    ResolverDropped, ResultTaken, ReturnedItself, SendFuture, SharedResolver, State, SystemEvent,
+    TaskFinished, TimeoutError, TriggerId, Unhandled, bail, contain, current_loop, debugging,
+    defer_later, ensure, ensure_deferred, ensure_deferred_on, enter_loop, event_loop, execute,
+    fail, from_future, gather_results, gather_tuple, log_err, maybe_deferred, observe_unhandled,
+    race, set_debugging, succeed, testing, try_deferred,
 };
 
 /// What the task attribute writes refers to this; it is no part of the interface.

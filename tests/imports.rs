@@ -8,17 +8,58 @@ const NEVER: &[(&[&str], &[&str])] = &[
     (
         &["deferred/src/"],
         &[
-            "mio::", "thread::spawn", "thread::Builder", "thread::sleep", "std::process", "std::fs", "std::net",
-            "errback_reactor", "errback::", "serde", "tokio",
+            "mio::",
+            "thread::spawn",
+            "thread::Builder",
+            "thread::sleep",
+            "std::process",
+            "std::fs",
+            "std::net",
+            "errback_reactor",
+            "errback::",
+            "serde",
+            "tokio",
         ],
     ),
-    (&["reactor/src/"], &["serde", "rmp_serde", "errback::", "std::process::Command", "rustix"]),
-    (&["src/task", "src/wire"], &["errback_deferred", "errback_reactor", "std::process", "crate::pool", "mio::"]),
+    (
+        &["reactor/src/"],
+        &[
+            "serde",
+            "rmp_serde",
+            "errback::",
+            "std::process::Command",
+            "rustix",
+        ],
+    ),
+    (
+        &["src/task", "src/wire"],
+        &[
+            "errback_deferred",
+            "errback_reactor",
+            "std::process",
+            "crate::pool",
+            "mio::",
+        ],
+    ),
     (
         &["src/worker", "src/hook"],
-        &["errback_deferred", "errback_reactor", "crate::pool", "crate::defer_to_process", "mio::"],
+        &[
+            "errback_deferred",
+            "errback_reactor",
+            "crate::pool",
+            "crate::defer_to_process",
+            "mio::",
+        ],
     ),
-    (&["src/pool"], &["errback_reactor", "crate::defer_to_process", "crate::worker::main", "mio::"]),
+    (
+        &["src/pool"],
+        &[
+            "errback_reactor",
+            "crate::defer_to_process",
+            "crate::worker::main",
+            "mio::",
+        ],
+    ),
 ];
 
 #[test]
@@ -28,7 +69,12 @@ fn no_module_knows_whom_it_may_not_know() {
     for (places, words) in NEVER {
         let mut read = 0;
         for file in sources(root) {
-            let name = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            let name = file
+                .strip_prefix(root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
             if !places.iter().any(|place| name.starts_with(place)) {
                 continue;
             }
@@ -41,7 +87,11 @@ fn no_module_knows_whom_it_may_not_know() {
         }
         assert!(read > 0, "there is nothing at {places:?}: has it moved?");
     }
-    assert!(wrong.is_empty(), "see 'Who may know whom' in docs/architecture.md:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "see 'Who may know whom' in docs/architecture.md:\n{}",
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -49,12 +99,18 @@ fn the_reader_of_imports_sees_one() {
     assert!(mentions("use mio::Poll;", "mio::"));
     assert!(!mentions("use errback_tokio::x;", "errback::"));
     assert!(!mentions("let permio::x", "mio::"));
-    assert_eq!(code_of("//! mio::\nuse x; // mio::\n#[cfg(test)]\nmod tests { mio:: }").len(), 1);
+    assert_eq!(
+        code_of("//! mio::\nuse x; // mio::\n#[cfg(test)]\nmod tests { mio:: }").len(),
+        1
+    );
 }
 
 /// The lines of code, without comments, up to the unit tests at the end of the file.
 fn code_of(text: &str) -> Vec<(usize, String)> {
-    let lines = text.lines().enumerate().take_while(|(_, line)| line.trim() != "#[cfg(test)]");
+    let lines = text
+        .lines()
+        .enumerate()
+        .take_while(|(_, line)| line.trim() != "#[cfg(test)]");
     let code = lines.map(|(i, line)| (i + 1, line.split("//").next().unwrap().to_owned()));
     code.filter(|(_, line)| !line.trim().is_empty()).collect()
 }
