@@ -208,6 +208,20 @@ fn comes_to_its_end(mut host: Child, gate: &Gate) -> String {
     text
 }
 
+/// Whether all threads of a process are stopped.
+fn has_stopped(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("procfs")
+        .flatten();
+    let mut stats =
+        tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+    stats.all(|stat| {
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
+}
+
 /// How often a process has gone to sleep.
 fn sleeps(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("procfs");
@@ -329,6 +343,7 @@ rows! {
         let held = gate.held();
         let worker = held.pid;
         kill(host.id(), Signal::STOP);
+        eventually(crate::support::whole(), "all of its threads have stopped", || has_stopped(host.id()));
         let before = sleeps(worker);
         held.release();
         eventually(crate::support::whole(), "it has answered and waits for more", || {
