@@ -351,6 +351,8 @@ fn write_now(fd: BorrowedFd<'_>, chunk: &[u8]) -> Result<usize, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     fn output_of(write: impl FnOnce(&OwnedFd, &OwnedFd)) -> String {
