@@ -189,8 +189,11 @@ fn start<T: Send + 'static>(
 
 thread_local! {
     /// For each loop of this thread: the jobs that it has out in pools that are not its own.
-    static LOOPS: RefCell<Vec<(Arc<dyn ReactorFromThreads>, Rc<Outstanding>)>> = const { RefCell::new(Vec::new()) };
+    static LOOPS: RefCell<Vec<Loop>> = const { RefCell::new(Vec::new()) };
 }
+
+/// A loop, and what it has out.
+type Loop = (Arc<dyn ReactorFromThreads>, Rc<Outstanding>);
 
 /// The jobs that a loop has out, so that it does not end without them: their Deferreds could not fire any more.
 #[derive(Default)]
@@ -272,10 +275,12 @@ impl Outstanding {
         let last = jobs.free.len() == jobs.places.len();
         drop(jobs);
         drop(job); // perhaps the last handle to its pool
-        if last && matches!(*self.end.borrow(), End::Awaited(_)) {
-            if let End::Awaited(shutdown) = self.end.replace(End::Reached) {
-                let _ = shutdown.callback(()); // whoever cancelled the wait does not wait
-            }
+        let awaited = matches!(*self.end.borrow(), End::Awaited(_));
+        if last
+            && awaited
+            && let End::Awaited(shutdown) = self.end.replace(End::Reached)
+        {
+            let _ = shutdown.callback(()); // whoever cancelled the wait does not wait
         }
     }
 

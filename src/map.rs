@@ -440,8 +440,8 @@ mod tests {
     #[test]
     fn a_known_number_of_items_is_divided_evenly_and_an_unknown_one_probed() {
         assert_eq!(
-            ChunkSize::of((200_000, Some(200_000)), 2),
-            ChunkSize::Fixed(25_000)
+            ChunkSize::of((8_000, Some(8_000)), 2),
+            ChunkSize::Fixed(1_000)
         );
         assert_eq!(ChunkSize::of((3, Some(3)), 2), ChunkSize::Fixed(1));
         assert_eq!(ChunkSize::of((0, Some(0)), 2), ChunkSize::Fixed(1));
