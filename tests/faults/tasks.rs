@@ -237,6 +237,7 @@ pub(crate) fn close_descriptors(from: i32, to: i32) -> u32 {
 
 /// Starts a grandchild that sleeps and keeps all inherited descriptors; says its pid.
 #[errback::task]
+#[allow(clippy::zombie_processes)] // the grandchild that nobody waits for is the fault
 pub(crate) fn spawn_sleeper(own_group: bool) -> (u32, u32) {
     use std::os::unix::process::CommandExt;
     let mut command = std::process::Command::new("sleep");
@@ -250,6 +251,7 @@ pub(crate) fn spawn_sleeper(own_group: bool) -> (u32, u32) {
 
 /// The same, and then waits at a gate.
 #[errback::task]
+#[allow(clippy::zombie_processes)] // the grandchild that nobody waits for is the fault
 pub(crate) fn spawn_sleeper_and_hold(gate: String) -> u32 {
     let child = std::process::Command::new("sleep")
         .arg("60")
