@@ -79,15 +79,50 @@ impl fmt::Display for Exit {
             Exit::Status(status) => write!(f, "exited with status {status}"),
             Exit::Signal {
                 signal,
-                core_dumped: false,
-            } => write!(f, "died of signal {signal}"),
-            Exit::Signal {
-                signal,
-                core_dumped: true,
-            } => write!(f, "died of signal {signal} (core dumped)"),
+                core_dumped,
+            } => {
+                let core = if *core_dumped { ", core dumped" } else { "" };
+                match signal_name(*signal) {
+                    Some(name) => write!(f, "died of signal {signal} ({name}{core})"),
+                    None => write!(f, "died of signal {signal}{core}"),
+                }
+            }
             Exit::Unknown => f.write_str("died (its exit status was collected by somebody else)"),
             Exit::Unkillable => f.write_str("was killed, but is still not gone"),
         }
+    }
+}
+
+/// The names of the signals that end processes. Their numbers are the same on all of Linux's architectures that we run on.
+fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return None,
+    })
+}
+
+impl WorkerDied {
+    /// The last line of the worker's standard error that says something: not a backtrace, nor a note of Rust's on how to get
+    /// one.
+    pub fn last_words(&self) -> Option<&str> {
+        last_words(&self.stderr)
     }
 }
 
@@ -228,15 +263,19 @@ impl Error for SpawnFailed {
     }
 }
 
-/// The last line with something in it, cut to a length that fits a log.
+/// See [`WorkerDied::last_words`].
+fn last_words(stderr: &str) -> Option<&str> {
+    let words = stderr
+        .rsplit_once("stack backtrace:")
+        .map_or(stderr, |(words, _)| words);
+    let mut lines = words.lines().rev().map(str::trim);
+    lines.find(|line| !line.is_empty() && !line.starts_with("note: "))
+}
+
+/// The last words, cut to a length that fits a log.
 fn write_last_words(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
     const LONGEST: usize = 200;
-    let Some(line) = stderr
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-    else {
+    let Some(line) = last_words(stderr) else {
         return Ok(());
     };
     match line.char_indices().nth(LONGEST) {
@@ -470,7 +509,7 @@ mod tests {
                 true,
                 "working\nout of memory\n\n"
             ),
-            "worker 4711 died of signal 9 while running thumbnail (job 32); its last words: out of memory"
+            "worker 4711 died of signal 9 (SIGKILL) while running thumbnail (job 32); its last words: out of memory"
         );
         assert_eq!(
             died(Exit::Status(0), false, ""),

@@ -22,25 +22,10 @@ pub(crate) fn of_gap(failure: &Failure) -> Result<String, Failure> {
 
 /// How the worker died, and the last that it said.
 fn of_death(died: &WorkerDied) -> String {
-    let cause = match died.exit.signal() {
-        Some(6) => "worker died of SIGABRT".to_owned(),
-        Some(9) => "worker died of SIGKILL".to_owned(),
-        Some(11) => "worker died of SIGSEGV".to_owned(),
-        _ => format!("worker {}", died.exit),
-    };
-    match last_words(&died.stderr) {
-        Some(words) => format!("{cause}: {words}"),
-        None => cause,
+    match died.last_words().map(one_line) {
+        Some(words) => format!("worker {}: {words}", died.exit),
+        None => format!("worker {}", died.exit),
     }
-}
-
-/// The last line that says something: not the backtrace, which Rust adds when asked to, nor its notes.
-fn last_words(stderr: &str) -> Option<String> {
-    let (words, _backtrace) = stderr
-        .rsplit_once("stack backtrace:")
-        .unwrap_or((stderr, ""));
-    let mut lines = words.lines().rev().map(one_line);
-    lines.find(|line| !line.is_empty() && !line.starts_with("note: "))
 }
 
 /// The text without line breaks and other control characters: what a decoder says may quote its input.
