@@ -389,15 +389,18 @@ impl Node {
 
     /// Takes the final result for one who awaits it, who may be in the level that tells him; `None` while there is none.
     pub(crate) fn poll_result<T: 'static>(&self) -> Option<Result<T, Failure>> {
-        if !self.fired() || self.paused() || !self.levels.is_empty() {
+        // A pause that was made since has no effect on the level that tells who awaits: it runs in the same go.
+        let waking = || {
+            self.extra
+                .with(|extra| extra.is_some_and(|extra| extra.waking))
+        };
+        if !self.fired() || !self.levels.is_empty() || (self.paused() && !waking()) {
             return None;
         }
         match (self.has(RUNNING), self.kind.get()) {
             (_, Kind::Waiting) => None,
             // A callback has it and will put another there, unless this is the level that tells who awaits: taken twice.
-            (true, Kind::Empty) if !self.extra.with(|extra| extra.is_some_and(|e| e.waking)) => {
-                None
-            }
+            (true, Kind::Empty) if !waking() => None,
             _ => Some(self.take_result()),
         }
     }
