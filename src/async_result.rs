@@ -33,6 +33,8 @@ pub struct AsyncResult<T> {
     cell: Arc<Cell<T>>,
     /// `None`: the job was refused, and the result is there.
     job: Option<JobHandle>,
+    /// So that a pool is not ended by its last handle's drop while somebody waits for its results.
+    _pool: Pool,
     cancel_on_drop: bool,
 }
 
@@ -68,6 +70,7 @@ impl<T: Send + 'static> AsyncResult<T> {
         AsyncResult {
             cell,
             job,
+            _pool: pool.clone(),
             cancel_on_drop: false,
         }
     }

@@ -21,7 +21,7 @@ use errback_deferred::{
 };
 use errback_reactor::Reactor;
 
-use crate::error::BuildError;
+use crate::error::{BuildError, PoolInUse};
 use crate::pool::{Encoded, JobHandle, Pool};
 use crate::task::Task;
 
@@ -136,6 +136,39 @@ pub fn process_pool(reactor: &Reactor) -> Result<Pool, BuildError> {
     let pool = reactor.services().get_or_try_init(Pool::new)?;
     close_with(reactor, &pool);
     Ok(Pool::clone(&pool))
+}
+
+/// Makes `pool` the one that [`defer_to_process`] uses on this reactor, which ends it when it shuts down.
+///
+/// For a pool that is not as [`Pool::new`] makes it: another size, a memory limit, another program.
+///
+/// ```no_run
+/// use errback::{Pool, react, set_process_pool, try_deferred, defer_to_process};
+/// # #[errback::task] fn square(n: u64) -> u64 { n * n }
+///
+/// fn main() -> std::process::ExitCode {
+///     react(|reactor| {
+///         let reactor = reactor.clone();
+///         try_deferred(move || {
+///             set_process_pool(&reactor, Pool::builder().memory_limit(512 << 20).build()?)?;
+///             Ok(defer_to_process(&reactor, square, (7,)).add_callback(|n| println!("{n}")))
+///         })
+///     })
+/// }
+/// ```
+///
+/// # Errors
+/// [`PoolInUse`] when the reactor has a pool already, set by an earlier call or made by the first `defer_to_process`.
+pub fn set_process_pool(reactor: &Reactor, pool: Pool) -> Result<(), PoolInUse> {
+    let mut pool = Some(pool);
+    let set = reactor
+        .services()
+        .get_or_init(|| pool.take().expect("it is made once"));
+    if pool.is_some() {
+        return Err(PoolInUse);
+    }
+    close_with(reactor, &set);
+    Ok(())
 }
 
 /// Ends the reactor's own pool with the reactor. The shutdown waits for it.

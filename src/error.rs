@@ -284,6 +284,20 @@ fn write_last_words(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
     }
 }
 
+/// The reactor has a process pool already; see [`set_process_pool`](crate::set_process_pool).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PoolInUse;
+
+impl fmt::Display for PoolInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "this reactor has a process pool already: set one before the first defer_to_process",
+        )
+    }
+}
+
+impl Error for PoolInUse {}
+
 /// The pool was closed before the job was done: it takes no jobs any more, or gave this one up.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]

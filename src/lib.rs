@@ -68,10 +68,13 @@ mod map;
 pub use errback_macros::task;
 
 pub use async_result::AsyncResult;
-pub use defer_to_process::{defer_to_process, defer_to_process_pool, process_pool};
+pub use defer_to_process::{
+    defer_to_process, defer_to_process_pool, process_pool, set_process_pool,
+};
 pub use error::{
     BuildError, DecodeError, EncodeError, Exit, InternalError, JobPanicked, NotSerialisable,
-    Overloaded, PoolClosed, ProtocolError, SpawnFailed, SpawnFailure, UnknownTask, WorkerDied,
+    Overloaded, PoolClosed, PoolInUse, ProtocolError, SpawnFailed, SpawnFailure, UnknownTask,
+    WorkerDied,
 };
 pub use map::{AsCompleted, Map, MapItem, map_to_process};
 pub use pool::{Builder, Pool, Stats};

@@ -53,9 +53,9 @@ pub(crate) use typed::{Encoded, Results};
 
 /// A pool of worker processes that run tasks.
 ///
-/// It is a handle: clones are the same pool. When the last one is dropped the pool is [terminated](Pool::terminate), without
-/// waiting for it. A [`Deferred`](crate::defer_to_process_pool) of one of its jobs holds a handle until it fires; an
-/// [`AsyncResult`] does not.
+/// It is a handle: clones are the same pool, and results are handles too: an [`AsyncResult`], and a
+/// [`Deferred`](crate::defer_to_process_pool) until it has fired. When the last one is dropped the pool is
+/// [terminated](Pool::terminate), without waiting for it.
 ///
 /// ```no_run
 /// use errback::Pool;
@@ -104,6 +104,7 @@ struct Settings {
     backlog: usize,
     boot_deadline: Duration,
     max_frame: usize,
+    pass_output: bool,
     launch: Launch,
     /// The first message to each worker.
     hello: Vec<u8>,
@@ -256,12 +257,13 @@ impl Pool {
     /// Starts the supervisor of a new pool.
     fn start(settings: Settings) -> std::io::Result<Pool> {
         let bells = (0..settings.size).map(|_| Condvar::new()).collect();
+        let output = Arc::new(Output::new(settings.pass_output)?);
         let shared = Arc::new(Shared {
             settings,
             state: Mutex::new(State::new()),
             bells,
             supervisor: Wakeup::new()?,
-            output: Arc::new(Output::new()?),
+            output,
             ended: Condvar::new(),
             thread: Mutex::new(None),
         });

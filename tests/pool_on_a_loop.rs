@@ -307,3 +307,21 @@ fn arguments_that_cannot_be_encoded_fail_the_deferred_on_the_spot() {
 fn length_of(bytes: Vec<u8>) -> usize {
     bytes.len()
 }
+
+#[test]
+fn a_reactor_takes_a_pool_of_ones_own_once() {
+    let reactor = Reactor::new().unwrap();
+    let pool = Pool::builder().size(1).name("mine").build().unwrap();
+    errback::set_process_pool(&reactor, pool.clone()).unwrap();
+    assert_eq!(errback::process_pool(&reactor).unwrap().name(), "mine");
+    let other = Pool::builder().size(1).build().unwrap();
+    let refused = errback::set_process_pool(&reactor, other).unwrap_err();
+    assert_eq!(refused, errback::PoolInUse);
+    let stop = reactor.clone();
+    reactor.call_when_running(move || stop.stop().unwrap());
+    reactor.run().unwrap();
+    assert!(
+        pool.join_timeout(std::time::Duration::from_secs(30)),
+        "it ends with the reactor"
+    );
+}

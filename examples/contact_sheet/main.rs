@@ -39,8 +39,8 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use errback::{
-    Deferred, Failure, Pool, Reactor, defer_to_process_pool, ensure, gather_results,
-    maybe_deferred, react,
+    Deferred, Failure, Pool, Reactor, defer_to_process, ensure, gather_results, react,
+    set_process_pool, try_deferred,
 };
 
 use options::Options;
@@ -56,9 +56,7 @@ const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "gif", "webp"];
 
 fn main() -> ExitCode {
     match Options::from_args() {
-        Ok(options) => {
-            react(|reactor| maybe_deferred(|| contact_sheet(reactor, options)).flatten())
-        }
+        Ok(options) => react(|reactor| try_deferred(|| contact_sheet(reactor, options))),
         Err(usage) => usage.print(),
     }
 }
@@ -68,11 +66,12 @@ fn contact_sheet(reactor: &Reactor, options: Options) -> Result<Deferred<()>, Fa
     let Options { folder, output } = options;
     let pictures = pictures_in(&folder)?;
     let decoders = Pool::builder().name("decoders").memory_limit(MEMORY_LIMIT);
-    let pool = decoders.build()?;
+    // What they print would run through the progress bar; their last words are in the summary.
+    set_process_pool(reactor, decoders.pass_output(false).build()?)?;
     let progress = Rc::new(Progress::new(pictures.len()));
     let tiles = pictures.into_iter().map(|path| {
         let progress = Rc::clone(&progress);
-        tile(reactor, &pool, path).add_callback(move |tile| {
+        tile(reactor, path).add_callback(move |tile| {
             progress.step();
             Ok(tile)
         })
@@ -80,7 +79,7 @@ fn contact_sheet(reactor: &Reactor, options: Options) -> Result<Deferred<()>, Fa
     let tiles = gather_results(tiles);
     let reactor = reactor.clone();
     Ok(tiles.add_callback(move |tiles| {
-        drop((pool, progress)); // the decoders go home, and the bar makes room for the summary
+        drop(progress); // the bar makes room for the summary
         let summary = summary::of(&tiles, &output);
         save(&reactor, tiles, output).add_callback(move |()| print!("{summary}"))
     }))
@@ -114,10 +113,10 @@ fn has_picture_name(path: &Path) -> bool {
 
 /// One picture, decoded in a worker process. It fires with a tile even if that comes to nothing: the errback makes a gap of
 /// what is the picture's own fault, and lets pass what is not.
-fn tile(reactor: &Reactor, pool: &Pool, path: PathBuf) -> Deferred<Tile> {
+fn tile(reactor: &Reactor, path: PathBuf) -> Deferred<Tile> {
     let name = path.file_name().unwrap_or_default();
     let name = name.to_string_lossy().into_owned();
-    defer_to_process_pool(reactor, pool, thumbnail, (path,))
+    defer_to_process(reactor, thumbnail, (path,))
         .add_callback(|small| Ok(Content::Picture(small)))
         .add_errback(|failure| Ok(Content::Gap(reason::of_gap(&failure)?)))
         .add_callback(|content| Ok(Tile { name, content }))

@@ -36,6 +36,7 @@ pub struct Builder {
     memory_limit: Option<u64>,
     boot_deadline: Duration,
     max_message: usize,
+    pass_output: bool,
 }
 
 impl Builder {
@@ -51,6 +52,7 @@ impl Builder {
             memory_limit: None,
             boot_deadline: Duration::from_secs(30),
             max_message: wire::MAX_FRAME,
+            pass_output: true,
         }
     }
 
@@ -131,6 +133,15 @@ impl Builder {
         self
     }
 
+    /// Whether what workers print goes on to this program's own stdout and stderr. Default: yes.
+    ///
+    /// Without, it is read and dropped, but for the end of stderr, which is kept for the story of a death
+    /// ([`WorkerDied::stderr`](crate::WorkerDied)). For programs that draw on their terminal.
+    pub fn pass_output(mut self, pass: bool) -> Self {
+        self.pass_output = pass;
+        self
+    }
+
     /// Makes the pool. No worker is started before there is a job for it.
     ///
     /// # Errors
@@ -155,6 +166,7 @@ impl Builder {
             backlog: self.backlog,
             boot_deadline: self.boot_deadline,
             max_frame: self.max_message,
+            pass_output: self.pass_output,
             hello: hello.encode(),
             build,
             launch: Launch {

@@ -37,6 +37,7 @@ const FLUSH: Duration = Duration::from_millis(200);
 
 /// The pool's one place for output. Its thread starts with the first worker.
 pub(super) struct Output {
+    pass: bool,
     streams: Mutex<Vec<Arc<Stream>>>,
     sinks: [Sink; 2],
     wakeup: Wakeup,
@@ -104,8 +105,10 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Output {
-    pub(super) fn new() -> io::Result<Self> {
+    /// `pass`: whether what workers print goes on to our own stdout and stderr.
+    pub(super) fn new(pass: bool) -> io::Result<Self> {
         Ok(Output {
+            pass,
             streams: Mutex::new(Vec::new()),
             sinks: [
                 Sink::new(rustix::stdio::stdout),
@@ -219,7 +222,9 @@ impl Output {
                 Ok(n) => {
                     left = left.saturating_sub(n);
                     state.keep(&buffer[..n]);
-                    self.sinks[stream.to].push(&buffer[..n]);
+                    if self.pass {
+                        self.sinks[stream.to].push(&buffer[..n]);
+                    }
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
@@ -356,7 +361,7 @@ mod tests {
     use super::*;
 
     fn output_of(write: impl FnOnce(&OwnedFd, &OwnedFd)) -> String {
-        let output = Output::new().expect("an eventfd");
+        let output = Output::new(true).expect("an eventfd");
         let (worker, stdout, stderr) = WorkerOutput::new().expect("two pipes");
         write(&stdout, &stderr);
         output.bury(&worker)
@@ -382,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_pipe_that_somebody_holds_open_delays_nothing() {
-        let output = Output::new().expect("an eventfd");
+        let output = Output::new(true).expect("an eventfd");
         let (worker, _stdout, _stderr) = WorkerOutput::new().expect("two pipes");
         assert_eq!(output.bury(&worker), "");
     }

@@ -104,12 +104,13 @@ rows! {
         }
         let invariant = Invariant::new();
         let job = invariant.pool.apply_async(hold, (invariant.gate.path.clone(),));
-        let mut job = std::pin::pin!(job);
+        let mut job = Box::pin(job);
         let waker = std::task::Waker::from(std::sync::Arc::new(Bad));
         assert!(Future::poll(job.as_mut(), &mut std::task::Context::from_waker(&waker)).is_pending());
         invariant.gate.held().release();
         job.wait();
         assert_eq!(job.successful(), Some(true));
+        drop(job); // it is a handle to the pool
         invariant.check();
     }
 
