@@ -24,6 +24,27 @@ fn killed_in_job(signal: Signal) {
     invariant.check();
 }
 
+/// Whether this process ignores `signal`, and its children with it: under `nohup`, or in the background of a script.
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = u64::from_str_radix(mask.expect("a mask").trim(), 16).expect("hex");
+    mask & (1 << (signal.as_raw() - 1)) != 0
+}
+
+/// A signal that workers ignore does nothing.
+fn unharmed_in_job(signal: Signal) {
+    let invariant = Invariant::new();
+    let job = invariant
+        .pool
+        .apply_async(hold, (invariant.gate.path.clone(),));
+    let held = invariant.gate.held();
+    held.kill(signal);
+    held.release();
+    value(job);
+    invariant.check();
+}
+
 /// A job that ends its worker, between a bystander and ten that wait.
 fn dies(start: impl FnOnce(&Pool) -> WorkerDied) -> WorkerDied {
     let invariant = Invariant::new().with_bystander();
@@ -100,10 +121,12 @@ rows! {
     }
 
     fn k9_other_signals_end_it_like_sigkill() {
-        killed_in_job(Signal::TERM);
-        killed_in_job(Signal::INT);
-        killed_in_job(Signal::HUP);
-        killed_in_job(Signal::USR1);
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1] {
+            match is_ignored(signal) {
+                false => killed_in_job(signal),
+                true => unharmed_in_job(signal),
+            }
+        }
     }
 
     fn x1_x2_a_job_that_exits_is_a_death_with_that_status() {
