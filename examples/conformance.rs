@@ -19,8 +19,8 @@ use errback_deferred::{
     AlreadyCalledError, CancelledError, Clock, Deferred, DeferredList, DeferredLock, DeferredQueue,
     DeferredSemaphore, DelayedCall, Failure, FailureGroup, FirstError, IntoOutcome, ListResult,
     LoopingCall, NotActive, NotHeld, Outcome, Pause, Permit, QueueUnderflow, ReactorTime,
-    ResolverDropped, SharedResolver, State, TimeoutError, defer_later, ensure_deferred, fail,
-    gather_results, observe_unhandled, race, succeed,
+    SharedResolver, State, TimeoutError, defer_later, ensure_deferred, fail, gather_results,
+    observe_unhandled, race, succeed,
 };
 use serde_json::{Value as Json, json};
 
@@ -168,16 +168,6 @@ fn show(result: &Result<Value, Failure>) -> Json {
     }
 }
 
-/// Whether it comes of a firing end that was dropped at the end of a program, which is no part of what happened.
-fn comes_of_the_end(failure: &Failure) -> bool {
-    let sub = |failure: &Failure| comes_of_the_end(failure);
-    failure.is::<ResolverDropped>()
-        || (failure.check::<FirstError>()).is_some_and(|first| sub(&first.failure))
-        || (failure.check::<FailureGroup>()).is_some_and(|group| group.failures.iter().any(sub))
-        || (failure.check::<AlreadyCalledError>())
-            .is_some_and(|late| late.result.as_ref().is_err_and(sub))
-}
-
 // ---------------------------------------------------------------- a program under way
 
 struct Run {
@@ -191,6 +181,8 @@ struct Run {
     loops: RefCell<HashMap<String, LoopingCall>>,
     locks: RefCell<HashMap<String, Lock>>,
     queues: RefCell<HashMap<String, DeferredQueue<Value>>>,
+    /// The failures that the last callbacks saw.
+    left: RefCell<Vec<Failure>>,
     /// The trace is closed: what is dropped now may still fire things.
     ended: Cell<bool>,
 }
@@ -218,39 +210,54 @@ impl Run {
             loops: RefCell::default(),
             locks: RefCell::default(),
             queues: RefCell::default(),
+            left: RefCell::default(),
             ended: Cell::new(false),
         });
         run.ops(ops);
         run.finals();
         run.ended.set(true);
-        run.drop_everything();
+        run.drop_registers();
         let mut failures = unhandled.take();
         run.let_go();
-        // What was paused has run now, and may have fired what had been fired.
+        // What never fired has fired now. What came of that is not the program's; what it had left in a Deferred is.
         let late = unhandled.take().into_iter();
-        failures.extend(late.filter(|failure| !failure.is::<AlreadyCalledError>()));
-        failures.retain(|failure| !comes_of_the_end(failure));
+        failures.extend(late.filter(|failure| run.left(failure)));
         drop(observer);
         let mut kinds: Vec<String> = failures.iter().map(kind_of).collect();
         kinds.sort();
         (run.trace.take(), kinds)
     }
 
-    fn drop_everything(&self) {
+    fn drop_registers(&self) {
         drop(self.registers.take());
+        self.fire_ends(SharedResolver::called); // late ends hold their Deferreds; nothing else comes of this
+    }
+
+    /// Lets everything fire that never did: Deferreds that are to fire each other would hold each other else.
+    fn let_go(&self) {
+        self.fire_ends(|_| true);
         drop(self.ends.take());
         drop(self.laters.take());
         drop(self.clock.take()); // with the calls that are still to be made
         drop(self.locks.take());
         drop(self.queues.take());
-    }
-
-    /// Lets go of what kept something alive that the program had let go of.
-    fn let_go(&self) {
         drop(self.pauses.take());
         for looping in self.loops.take().into_values() {
             looping.stop(); // it and its clock keep each other alive as long as it runs
         }
+    }
+
+    fn fire_ends(&self, which: impl Fn(&SharedResolver<Value>) -> bool) {
+        let ends: Vec<_> = self.ends.borrow().values().cloned().collect();
+        for end in ends.into_iter().filter(which) {
+            let _ = end.errback(CancelledError);
+        }
+    }
+
+    /// Whether a Deferred had this failure at the end of the program.
+    fn left(&self, failure: &Failure) -> bool {
+        let left = self.left.borrow();
+        left.iter().any(|other| other.ptr_eq(failure))
     }
 
     fn clock(&self) -> Clock {
@@ -264,6 +271,9 @@ impl Run {
             self.change(&name, move |d| {
                 d.add_both(move |result| {
                     run.record(json!(["final", shown, show(&result)]));
+                    if !run.ended.get() {
+                        run.left.borrow_mut().extend(result.clone().err());
+                    }
                     result
                 })
             });
