@@ -15,7 +15,7 @@ use std::io::{self, BufRead, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
-use errback_deferred::{
+use errback::{
     AlreadyCalledError, CancelledError, Clock, Deferred, DeferredList, DeferredLock, DeferredQueue,
     DeferredSemaphore, DelayedCall, Failure, FailureGroup, FirstError, IntoOutcome, ListResult,
     LoopingCall, NotActive, NotHeld, Outcome, Pause, Permit, QueueUnderflow, ReactorTime,
@@ -598,8 +598,9 @@ impl Run {
             // The queue holds no failures: it is the refusal.
             State::Failure => {
                 self.error("QueueUnderflow");
-                let _ =
-                    d.add_errback(|failure| failure.trap::<QueueUnderflow>().map(|_| Value::Null));
+                drop(
+                    d.add_errback(|failure| failure.trap::<QueueUnderflow>().map(|_| Value::Null)),
+                );
             }
             _ => self.register(&op[2], d),
         }

@@ -67,7 +67,7 @@ fn compare(programs: &str, expected: &str) {
 
 fn difference(program: &str, expected: &str) -> Option<String> {
     let actual = runner::run_line(program).expect("a program is a line of JSON");
-    let [want, got] = [expected, &actual].map(|line| json(line));
+    let [want, got] = [expected, &actual].map(json);
     (want != got).then(|| format!("program  {program}\nexpected {want}\nactual   {got}\n"))
 }
 

@@ -78,7 +78,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[test]
 fn two_ends_with_callbacks() {
     nothing_stays(|| {
-        let owned = vec![1, 2, 3];
+        let owned = Box::new([1, 2, 3]);
         let (resolver, d) = Deferred::with_canceller(|| None);
         let d = d
             .add_callback(move |n: usize| Ok(owned[n]))
@@ -230,7 +230,7 @@ fn coroutines() {
         let (two, b) = Deferred::<i64>::new();
         let inner = ensure_deferred(async move { Ok(a.await? + b.await?) });
         let handle = inner.cancel_handle();
-        let outer = ensure_deferred(async move { inner.await });
+        let outer = ensure_deferred(inner);
         things![one, two, handle, outer]
     });
 }

@@ -213,7 +213,7 @@ fn lock_waiters_in_run() {
 fn lock_waiters_with_explicit_releases_in_their_callbacks() {
     linear(|n| {
         let (lock, count) = (DeferredLock::new(), Count::default());
-        let _ = lock.acquire().add_callback(Permit::forget);
+        drop(lock.acquire().add_callback(Permit::forget));
         let waiters: Vec<_> = (0..n)
             .map(|_| {
                 let (lock, count) = (lock.clone(), count.clone());
@@ -252,7 +252,7 @@ fn lock_waiters_that_are_cancelled() {
         let waiters: Vec<_> = (0..n).map(|_| lock.acquire()).collect();
         for waiter in waiters {
             waiter.cancel();
-            let _ = waiter.add_callbacks(drop, |_| ());
+            drop(waiter.add_callbacks(drop, |_| ()));
         }
         assert_eq!(lock.waiting(), 0);
         drop(held);
