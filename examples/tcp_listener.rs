@@ -10,12 +10,10 @@ use std::process::ExitCode;
 
 use errback::mio::Interest;
 use errback::mio::net::{TcpListener, TcpStream};
-use errback::{Deferred, Failure, Reactor, Registered, gather_results, react};
+use errback::{Deferred, Failure, Reactor, Registered, gather_results, react, try_deferred};
 
 fn main() -> ExitCode {
-    react(|reactor: &Reactor| {
-        serve_and_ask(reactor).map_or_else(errback_deferred::fail, |done| done)
-    })
+    react(|reactor: &Reactor| try_deferred(|| serve_and_ask(reactor)))
 }
 
 fn serve_and_ask(reactor: &Reactor) -> Result<Deferred<()>, Failure> {
