@@ -30,7 +30,7 @@
 //! | `inlineCallbacks`, `ensureDeferred`, `returnValue` | [`ensure_deferred`]`(async { … })` and `Ok(value)` |
 //! | `gatherResults`, `DeferredList`, `race` | [`gather_results`], [`DeferredList`], [`race`]; [`gather_tuple`] for different types |
 //! | `maybeDeferred`, `execute`, `succeed`, `fail` | the same in snake case |
-//! | `DeferredLock`, `DeferredSemaphore`, `DeferredQueue` | the same names |
+//! | `DeferredLock`, `DeferredSemaphore`, `DeferredQueue`, `DeferredFilesystemLock` | the same names |
 //! | `deferLater`, `LoopingCall`, `Cooperator`, `Clock` | [`defer_later`], and the same names |
 //! | `reactor.run`, `callLater`, `callFromThread`, `deferToThread` | methods of [`Reactor`] |
 //! | `task.react` | [`react`] |
@@ -65,6 +65,9 @@ mod async_result;
 mod error;
 mod map;
 
+// A lock between processes; it is here and not with the other Deferreds because it touches files.
+mod filesystem_lock;
+
 pub use errback_macros::task;
 
 pub use async_result::AsyncResult;
@@ -76,6 +79,7 @@ pub use error::{
     Overloaded, PoolClosed, PoolInUse, ProtocolError, SpawnFailed, SpawnFailure, UnknownTask,
     WorkerDied,
 };
+pub use filesystem_lock::{AlreadyTryingToLock, DeferredFilesystemLock};
 pub use map::{AsCompleted, Map, MapItem, map_to_process};
 pub use pool::{Builder, Pool, Stats};
 pub use task::{DuplicateTask, RemoteError, Task};
