@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use errback_deferred::{Failure, IntoOutcome, maybe_deferred};
+use errback_deferred::{CancelledError, Failure, IntoOutcome, maybe_deferred};
 
 use crate::Reactor;
 
@@ -64,8 +64,12 @@ where
     let result = result.take();
     match reactor.exit_signal() {
         Some(signal) => {
-            if let Some(Err(failure)) = result {
-                eprintln!("Error: {failure:?}"); // how `main` took the shutdown; the exit code is the signal's
+            // That `main` was cancelled by the shutdown is no news; what else it makes of the shutdown is. The exit code is
+            // the signal's.
+            if let Some(Err(failure)) = result
+                && !failure.is::<CancelledError>()
+            {
+                eprintln!("Error: {failure:?}");
             }
             Ok(128 + signal as u8)
         }
