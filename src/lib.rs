@@ -5,13 +5,14 @@
 //! use errback::{defer_to_process, react};
 //!
 //! #[errback::task]
-//! fn count_primes(from: u64, to: u64) -> usize {
-//!     (from.max(2)..to).filter(|n| (2..*n).take_while(|d| d * d <= *n).all(|d| n % d != 0)).count()
+//! fn count_primes(below: u64) -> usize {
+//!     (2..below).filter(|n| (2..*n).all(|d| n % d != 0)).count()
 //! }
 //!
 //! fn main() -> std::process::ExitCode {
 //!     react(|reactor| {
-//!         defer_to_process(reactor, count_primes, (1, 1_000_000)).add_callback(|n| println!("{n} primes"))
+//!         let count = defer_to_process(reactor, count_primes, (20_000,));
+//!         count.add_callback(|n| println!("{n} primes, counted in another process"))
 //!     })
 //! }
 //! ```
