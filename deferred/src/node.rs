@@ -350,6 +350,14 @@ impl Node {
         self.slot.take().map(|result| (kind, result))
     }
 
+    /// Moves the result to `other`, which waited for it.
+    fn give_result_to(&self, other: &Node) {
+        match self.take() {
+            Some((kind, result)) => other.put(kind, result),
+            None => other.put_failure(ResultTaken.into()),
+        }
+    }
+
     /// The result, for a level whose input is a `T`.
     #[inline]
     pub(crate) fn take_result<T: 'static>(&self) -> Result<T, Failure> {
@@ -763,10 +771,7 @@ impl NodeRef {
             return true;
         }
         if inner.idle() {
-            let (kind, result) = inner
-                .take()
-                .unwrap_or_else(|| (Kind::Failure, Erased::new(Failure::from(ResultTaken))));
-            self.put(kind, result);
+            inner.give_result_to(self);
             return true;
         }
         self.pause();
@@ -787,10 +792,7 @@ impl NodeRef {
             return Advance::Stopped;
         };
         let waiter = NodeRef(Some(waiter));
-        let (kind, result) = self
-            .take()
-            .unwrap_or_else(|| (Kind::Failure, Erased::new(Failure::from(ResultTaken))));
-        waiter.put(kind, result);
+        self.give_result_to(&waiter);
         waiter.pauses.set(waiter.pauses.get() - 1);
         Advance::Handed(waiter)
     }

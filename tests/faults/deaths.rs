@@ -3,7 +3,9 @@
 use errback::{Exit, Pool, WorkerDied};
 use rustix::process::Signal;
 
-use crate::support::{Belongings, Invariant, children, failure_of, kill, pool, rows, value};
+use crate::support::{
+    Belongings, Invariant, children, failure_of, kill, pool, rows, status, value,
+};
 use crate::tasks::*;
 
 /// Kills a worker in its job by `signal`, between a bystander and ten that wait.
@@ -26,9 +28,7 @@ fn killed_in_job(signal: Signal) {
 
 /// Whether this process ignores `signal`, and its children with it: under `nohup`, or in the background of a script.
 fn is_ignored(signal: Signal) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = u64::from_str_radix(mask.expect("a mask").trim(), 16).expect("hex");
+    let mask = u64::from_str_radix(&status(std::process::id(), "SigIgn"), 16).expect("hex");
     mask & (1 << (signal.as_raw() - 1)) != 0
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::{
-    Gate, Held, Invariant, child_pids, eventually, is_alive, kill, pool, rows, value,
+    Gate, Held, Invariant, child_pids, eventually, is_alive, kill, pool, rows, status, value,
 };
 use crate::tasks::*;
 
@@ -224,14 +224,7 @@ fn has_stopped(pid: u32) -> bool {
 
 /// How often a process has gone to sleep.
 fn sleeps(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("procfs");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("voluntary_ctxt_switches:"))
-        .expect("a count");
-    line.split_whitespace()
-        .nth(1)
-        .expect("a number")
+    status(pid, "voluntary_ctxt_switches")
         .parse()
         .expect("a number")
 }

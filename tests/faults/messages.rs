@@ -6,7 +6,8 @@ use errback::wire::{self, HostHello, WorkerHello};
 use errback::{Pool, ProtocolError, UnknownTask, WorkerDied};
 
 use crate::support::{
-    Belongings, Invariant, close, eventually, failure, failure_of, pool, rows, succeeds, value,
+    Belongings, Invariant, close, eventually, failure, failure_of, pool, rows, status, succeeds,
+    value,
 };
 use crate::tasks::*;
 
@@ -86,14 +87,7 @@ fn is_refused(bytes: &[u8]) {
 }
 
 fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .expect("VmRSS");
-    line.split_whitespace()
-        .nth(1)
-        .expect("a number")
+    status(std::process::id(), "VmRSS")
         .parse()
         .expect("a number")
 }

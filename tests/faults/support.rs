@@ -401,6 +401,15 @@ impl Invariant {
     }
 }
 
+/// The first word of a field of `/proc/PID/status`.
+#[track_caller]
+pub(crate) fn status(pid: u32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("procfs");
+    let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = fields.find(|(name, _)| *name == field).expect(field);
+    value.split_whitespace().next().expect("a value").to_owned()
+}
+
 /// Ends a pool; nothing may be left of it.
 pub(crate) fn close(pool: Pool, before: &Belongings) {
     pool.close();
