@@ -32,8 +32,44 @@ pub struct WorkerDied {
     pub started: bool,
     /// From when the job was written to the worker until the worker had died.
     pub elapsed: Duration,
-    /// The last 16 KiB that the worker wrote to its standard error.
+    /// What the process had used in its whole life, all of its jobs together.
+    pub usage: Usage,
+    /// Whether it was the kernel's out-of-memory killer that ended the process, by the count that the memory control
+    /// group keeps. `false` where there is no such count.
+    pub oom_killed: bool,
+    /// The last 16 KiB that the worker wrote to its standard error. When it wrote more, a line before them says how
+    /// much was cut off (`[truncated: 4096 bytes of stderr before this]`).
     pub stderr: String,
+}
+
+/// What a process had used by its end, its own children included that it had waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub struct Usage {
+    /// The most memory that it held at a time (its resident set), in bytes.
+    ///
+    /// `None` when it is not known: the kernel has one figure for the process and for what it was before it became this
+    /// program, which was a moment in its host's own memory. So the worker's peak is known only when it was clearly
+    /// above that of the host.
+    pub peak_memory: Option<u64>,
+    /// The CPU time of its own code.
+    pub user: Duration,
+    /// The CPU time of the kernel on its behalf.
+    pub system: Duration,
+}
+
+impl fmt::Display for Usage {
+    /// `peak memory 512 MiB, CPU 1.2 s`, as far as it is worth the words; else empty.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const WORTH_IT: Duration = Duration::from_millis(50);
+        let cpu = self.user.saturating_add(self.system);
+        let cpu = (cpu >= WORTH_IT).then(|| format!("CPU {:.1} s", cpu.as_secs_f64()));
+        let memory = self
+            .peak_memory
+            .map(|bytes| format!("peak memory {} MiB", bytes.div_ceil(1 << 20)));
+        let words: Vec<String> = [memory, cpu].into_iter().flatten().collect();
+        f.write_str(&words.join(", "))
+    }
 }
 
 /// How a process ended.
@@ -133,11 +169,15 @@ impl fmt::Display for WorkerDied {
         } else {
             "before it began"
         };
-        write!(
-            f,
-            "worker {} {} {when} {} (job {})",
-            self.pid, self.exit, self.task, self.job
-        )?;
+        write!(f, "worker {} {}", self.pid, self.exit)?;
+        if self.oom_killed {
+            f.write_str(", killed by the control group's out-of-memory killer,")?;
+        }
+        write!(f, " {when} {} (job {}", self.task, self.job)?;
+        match self.usage.to_string() {
+            usage if usage.is_empty() => f.write_str(")")?,
+            usage => write!(f, "; {usage})")?,
+        }
         write_last_words(f, &self.stderr)
     }
 }
@@ -263,13 +303,18 @@ impl Error for SpawnFailed {
     }
 }
 
+/// How the line begins that stands where the beginning of a worker's standard error was cut off.
+pub(crate) const TRUNCATED: &str = "[truncated: ";
+
 /// See [`WorkerDied::last_words`].
 fn last_words(stderr: &str) -> Option<&str> {
     let words = stderr
         .rsplit_once("stack backtrace:")
         .map_or(stderr, |(words, _)| words);
     let mut lines = words.lines().rev().map(str::trim);
-    lines.find(|line| !line.is_empty() && !line.starts_with("note: "))
+    lines.find(|line| {
+        !line.is_empty() && !line.starts_with("note: ") && !line.starts_with(TRUNCATED)
+    })
 }
 
 /// The last words, cut to a length that fits a log.
@@ -507,9 +552,46 @@ mod tests {
             exit,
             started,
             elapsed: Duration::ZERO,
+            usage: Usage::default(),
+            oom_killed: false,
             stderr: stderr.into(),
         }
         .to_string()
+    }
+
+    #[test]
+    fn a_death_tells_its_cause_and_what_it_had_used() {
+        let died = WorkerDied {
+            task: "thumbnail".to_string(),
+            job: 32,
+            pid: 4711,
+            exit: Exit::Signal {
+                signal: 9,
+                core_dumped: false,
+            },
+            started: true,
+            elapsed: Duration::ZERO,
+            usage: Usage {
+                peak_memory: Some(512 << 20),
+                user: Duration::from_millis(900),
+                system: Duration::from_millis(280),
+            },
+            oom_killed: true,
+            stderr: String::new(),
+        };
+        assert_eq!(
+            died.to_string(),
+            "worker 4711 died of signal 9 (SIGKILL), killed by the control group's out-of-memory killer, \
+             while running thumbnail (job 32; peak memory 512 MiB, CPU 1.2 s)"
+        );
+    }
+
+    #[test]
+    fn the_mark_of_what_was_cut_is_nobodys_last_words() {
+        assert_eq!(
+            last_words("[truncated: 7 bytes of stderr before this]\n\n"),
+            None
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The one module of this crate with `unsafe`: a hook that the loader calls before `main`, and what a worker must ask
-//! of the C library itself.
+//! The one module of this crate with `unsafe`: a hook that the loader calls before `main`, and what must be asked of the
+//! C library itself, by a worker (its signals and descriptors) and by a host (what a child had used by its end).
 //!
 //! A worker is the program's own binary started again. It must not run `main`, and under `cargo test` not the test
 //! harness either, so it has to be caught before: in `.init_array`, the list of functions that an ELF program's
@@ -7,7 +7,9 @@
 //! (glibc hands the arguments to constructors, and std's own comes first), threads, locks, panics and `catch_unwind`
 //! work, linkme's slices are complete. std has not yet ignored SIGPIPE nor set up its stack overflow message.
 
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use crate::task::TaskTable;
 use crate::worker::{self, Start};
@@ -83,4 +85,76 @@ pub(crate) fn forget_environment(name: &str) {
     // SAFETY: this runs at a worker's very start, before `main` or as its first line, when no other thread of this
     // process can be reading the environment.
     unsafe { std::env::remove_var(name) }
+}
+
+/// A child that has ended and was collected, in the kernel's words.
+pub(crate) struct Collected {
+    pub(crate) ending: Ending,
+    /// The largest resident set, in bytes: of the process or, if that was larger, of the one that it was cloned from.
+    pub(crate) peak_memory: u64,
+    pub(crate) user: Duration,
+    pub(crate) system: Duration,
+}
+
+/// How a child ended.
+pub(crate) enum Ending {
+    Exited(i32),
+    Killed {
+        signal: i32,
+        core_dumped: bool,
+    },
+    /// In a way that no kernel knows today.
+    Other,
+}
+
+/// Collects a child that has ended, with its resource usage. Never blocks. `None`: it has not ended.
+///
+/// This is the system call, whose fifth argument (the usage) neither the C library's `waitid` has nor rustix's;
+/// `wait4` has it, but takes a number, not a pidfd.
+///
+/// # Errors
+/// ECHILD when it is no child of ours any more: somebody else has collected it, or SIGCHLD is ignored.
+pub(crate) fn collect(pidfd: BorrowedFd<'_>) -> io::Result<Option<Collected>> {
+    // SAFETY: both are plain C structures of numbers, for which all bits zero is a value.
+    let (mut info, mut usage) = unsafe { std::mem::zeroed::<(libc::siginfo_t, libc::rusage)>() };
+    loop {
+        // SAFETY: the descriptor is open for as long as it is borrowed. The two pointers are to structures of the
+        // kernel's own layout that live through the call, and nobody else has them.
+        let failed = unsafe {
+            libc::syscall(
+                libc::SYS_waitid,
+                libc::P_PIDFD,
+                pidfd.as_raw_fd(),
+                &raw mut info,
+                libc::WEXITED | libc::WNOHANG,
+                &raw mut usage,
+            )
+        } < 0;
+        match failed.then(io::Error::last_os_error) {
+            Some(why) if why.kind() == io::ErrorKind::Interrupted => {}
+            Some(why) => return Err(why),
+            None => break,
+        }
+    }
+    // SAFETY: `waitid` has filled in the fields of a SIGCHLD, or left all of them zero.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let ending = match info.si_code {
+        libc::CLD_EXITED => Ending::Exited(status),
+        code @ (libc::CLD_KILLED | libc::CLD_DUMPED) => Ending::Killed {
+            signal: status,
+            core_dumped: code == libc::CLD_DUMPED,
+        },
+        _ => Ending::Other,
+    };
+    let duration =
+        |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    Ok(Some(Collected {
+        ending,
+        peak_memory: usage.ru_maxrss as u64 * 1024, // Linux counts it in KiB
+        user: duration(usage.ru_utime),
+        system: duration(usage.ru_stime),
+    }))
 }

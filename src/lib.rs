@@ -78,7 +78,7 @@ pub use defer_to_process::{
 pub use error::{
     BuildError, DecodeError, EncodeError, Exit, InternalError, JobPanicked, NotSerialisable,
     Overloaded, PoolClosed, PoolInUse, ProtocolError, SpawnFailed, SpawnFailure, UnknownTask,
-    WorkerDied,
+    Usage, WorkerDied,
 };
 pub use filesystem_lock::{AlreadyTryingToLock, DeferredFilesystemLock};
 pub use map::{AsCompleted, Map, MapItem, map_to_process};

@@ -8,6 +8,7 @@
 //! - `state`: what the one lock protects;
 //! - `waiter`, `connection`: one thread for each worker process, and its socket;
 //! - `supervisor`, `child`, `breaker`: the one thread that starts workers, and how they are started, killed and paced;
+//! - `cgroup`: whether the kernel killed one for its memory;
 //! - `output`: what workers print; `size`: how many there are; `builder`: how it is all asked for.
 //!
 //! Threads: the supervisor, one waiter for each worker, one for output. All are the pool's own and are named.
@@ -17,6 +18,7 @@
 mod backlog;
 mod breaker;
 mod builder;
+mod cgroup;
 mod child;
 mod connection;
 mod job;
@@ -39,10 +41,11 @@ use rustix::event::{PollFd, Timespec};
 use rustix::io::Errno;
 
 use crate::async_result::AsyncResult;
-use crate::error::{Exit, InternalError, Overloaded, PoolClosed, SpawnFailed};
+use crate::error::{InternalError, Overloaded, PoolClosed, SpawnFailed};
 use crate::task::Task;
 use backlog::{Call, Completed};
-use child::{Child, Launch, Process};
+use cgroup::OomKills;
+use child::{Child, Ended, Launch, Process};
 use job::{Job, JobKey, JobState, Verdict, WorkerId};
 use output::Output;
 use state::{Closing, Phase, Place, Stage, State};
@@ -92,6 +95,7 @@ pub(crate) struct Shared {
     /// Wakes the supervisor.
     supervisor: Wakeup,
     output: Arc<Output>,
+    oom_kills: OomKills,
     /// Notified when the phase is `Ended`.
     ended: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -264,6 +268,7 @@ impl Pool {
             bells,
             supervisor: Wakeup::new()?,
             output,
+            oom_kills: OomKills::default(),
             ended: Condvar::new(),
             thread: Mutex::new(None),
         });
@@ -571,12 +576,12 @@ impl Shared {
     }
 
     /// Collects a worker. From here on nobody can kill it: its number may become another's.
-    fn reap(&self, id: WorkerId, process: &Arc<Process>) -> Exit {
+    fn reap(&self, id: WorkerId, process: &Arc<Process>) -> Ended {
         let mut state = self.state.lock();
         state.place(id).process = None;
         process.reap().unwrap_or_else(|| {
             state.undead.push(Arc::clone(process));
-            Exit::Unkillable
+            Ended::never()
         })
     }
 

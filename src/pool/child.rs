@@ -7,8 +7,9 @@
 //!
 //! Surprises that shaped this file: `PR_SET_PDEATHSIG`, which the worker asks for, fires when the *thread* that spawned
 //! it ends, so the supervisor spawns them all; without `pre_exec`, a user or a group the standard library uses
-//! `posix_spawn`, which does not copy a large host; and an exit status may be missing, because a host that ignores
-//! `SIGCHLD` or waits for any child takes it from us.
+//! `posix_spawn`, which does not copy a large host; an exit status may be missing, because a host that ignores
+//! `SIGCHLD` or waits for any child takes it from us; and a worker's peak memory begins with its host's, in whose
+//! address space it was for a moment before it became a program of its own (see [`Ended::usage`]).
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
@@ -18,6 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rustix::event::EventfdFlags;
@@ -29,7 +31,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::output::WorkerOutput;
 use super::wakeup::Wakeup;
-use crate::error::Exit;
+use crate::error::{Exit, Usage};
+use crate::hook::{self, Collected, Ending};
 use crate::worker;
 
 /// What a worker is started from.
@@ -202,6 +205,56 @@ pub(super) struct Process {
     pidfd: OwnedFd,
     /// Wakes the waiter that watches it.
     pub(super) wakeup: Wakeup,
+    /// Whether we have killed it: it was alive until then.
+    killed: AtomicBool,
+}
+
+/// How a process ended.
+pub(super) struct Ended {
+    pub(super) exit: Exit,
+    /// Whether it had a SIGKILL from somebody else.
+    pub(super) killed_by_others: bool,
+    collected: Option<Collected>,
+}
+
+impl Ended {
+    /// It does not end.
+    pub(super) fn never() -> Self {
+        Ended {
+            exit: Exit::Unkillable,
+            killed_by_others: false,
+            collected: None,
+        }
+    }
+
+    /// What it had used. Not under the pool's lock: it reads a file.
+    pub(super) fn usage(&self) -> Usage {
+        let Some(collected) = &self.collected else {
+            return Usage::default();
+        };
+        Usage {
+            peak_memory: own_peak(collected.peak_memory, host_peak()),
+            user: collected.user,
+            system: collected.system,
+        }
+    }
+}
+
+/// The peak of a worker, from what the kernel says and from the peak of its host. The kernel's figure begins with the
+/// host's peak at the time of the spawn, which was no higher than now. Its counts of a process with threads are some
+/// per cent off, depending on when one asks.
+fn own_peak(figure: u64, host: Option<u64>) -> Option<u64> {
+    host.filter(|host| figure > host + host / 8).map(|_| figure)
+}
+
+/// The largest resident set that this process ever had, in bytes.
+fn host_peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 impl Process {
@@ -209,7 +262,12 @@ impl Process {
         let pid = Pid::from_child(&child);
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             // Dropping the standard library's `Child` neither kills nor waits.
-            Ok(pidfd) => Ok(Process { pid, pidfd, wakeup }),
+            Ok(pidfd) => Ok(Process {
+                pid,
+                pidfd,
+                wakeup,
+                killed: AtomicBool::new(false),
+            }),
             Err(why) => {
                 let _ = child.kill();
                 Err(Stillborn {
@@ -234,7 +292,10 @@ impl Process {
     /// stopped process too.
     pub(super) fn kill(&self) {
         // When somebody else has collected the process, its group's number may be another's already.
-        if self.is_ours() {
+        if let Ok(ended) = self.look() {
+            if ended.is_none() {
+                self.killed.store(true, Ordering::Relaxed);
+            }
             let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
         }
         // For a worker that has left its group.
@@ -243,36 +304,62 @@ impl Process {
     }
 
     /// Collects the process if it has ended. Under the pool's lock; never blocks. `None`: it has not ended.
-    pub(super) fn reap(&self) -> Option<Exit> {
-        match self.wait(WaitIdOptions::EXITED) {
-            Ok(None) => None,
-            Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
-                (Some(status), _) => Exit::Status(status),
-                (None, Some(signal)) => Exit::Signal {
-                    signal,
-                    core_dumped: status.dumped(),
-                },
-                (None, None) => Exit::Unknown,
-            }),
-            Err(_) => Some(Exit::Unknown),
-        }
+    pub(super) fn reap(&self) -> Option<Ended> {
+        let collected = match hook::collect(self.pidfd.as_fd()) {
+            Ok(None) => return None,
+            Ok(collected) => collected,
+            Err(_) => None,
+        };
+        let exit = match collected.as_ref().map(|it| &it.ending) {
+            Some(Ending::Exited(status)) => Exit::Status(*status),
+            Some(&Ending::Killed {
+                signal,
+                core_dumped,
+            }) => Exit::Signal {
+                signal,
+                core_dumped,
+            },
+            Some(Ending::Other) | None => Exit::Unknown,
+        };
+        let killed_by_others =
+            exit.signal() == Some(Signal::KILL.as_raw()) && !self.killed.load(Ordering::Relaxed);
+        Some(Ended {
+            exit,
+            killed_by_others,
+            collected,
+        })
     }
 
-    /// Whether the process is still our child, alive or not.
-    fn is_ours(&self) -> bool {
-        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
-            .is_ok()
-    }
-
-    fn wait(&self, options: WaitIdOptions) -> Result<Option<rustix::process::WaitIdStatus>, Errno> {
+    /// How the process ended, if it has; an error when it is not our child any more. It is not collected.
+    fn look(&self) -> Result<Option<rustix::process::WaitIdStatus>, Errno> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         loop {
-            match rustix::process::waitid(
-                WaitId::PidFd(self.pidfd.as_fd()),
-                options | WaitIdOptions::NOHANG,
-            ) {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
                 Err(Errno::INTR) => {}
                 result => return result,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_that_may_be_the_hosts_is_not_the_workers() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(own_peak(500 * MIB, Some(500 * MIB)), None);
+        assert_eq!(own_peak(501 * MIB, Some(500 * MIB)), None);
+        assert_eq!(own_peak(100 * MIB, Some(500 * MIB)), None);
+        assert_eq!(own_peak(600 * MIB, Some(500 * MIB)), Some(600 * MIB));
+        assert_eq!(own_peak(600 * MIB, None), None);
+    }
+
+    #[test]
+    fn a_host_knows_its_own_peak() {
+        let before = host_peak().expect("procfs");
+        let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
+        assert!(host_peak() > Some(before + memory.len() as u64 / 2));
     }
 }

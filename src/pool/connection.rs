@@ -6,6 +6,7 @@
 //! of an answer that the kernel still holds: [`Connection::drain`] reads it after the death.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub(super) struct Connection {
     pub(super) ran: u64,
     /// How many answers came.
     pub(super) answered: u64,
+    /// Where its memory control group counts those that were killed for their memory.
+    pub(super) oom_count: Option<PathBuf>,
 }
 
 /// What a wait ended with.
@@ -74,6 +77,7 @@ impl Connection {
             reader,
             ran: 0,
             answered: 0,
+            oom_count: None,
         }
     }
 

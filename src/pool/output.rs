@@ -23,6 +23,7 @@ use rustix::pipe::PipeFlags;
 
 use super::wakeup::Wakeup;
 use super::{poll, thread_name};
+use crate::error::TRUNCATED;
 
 /// How much of a worker's stderr is kept: the backtrace of an abort should not push out what came before it.
 const TAIL: usize = 16 * 1024;
@@ -67,6 +68,8 @@ struct Stream {
 #[derive(Default)]
 struct StreamState {
     tail: VecDeque<u8>,
+    /// How many bytes came before those of the tail.
+    cut: u64,
     ended: bool,
 }
 
@@ -245,21 +248,29 @@ impl Stream {
 
     fn tail(&self) -> String {
         let mut state = self.state.lock();
+        let cut = state.cut;
         let tail = state.tail.make_contiguous();
+        if cut == 0 {
+            return String::from_utf8_lossy(tail).into_owned();
+        }
         // The first character may have been cut.
         let start = (0..tail.len().min(4))
             .find(|&i| tail[i] & 0xc0 != 0x80)
             .unwrap_or(0);
-        String::from_utf8_lossy(&tail[start..]).into_owned()
+        let cut = cut + start as u64;
+        let tail = String::from_utf8_lossy(&tail[start..]);
+        format!("{TRUNCATED}{cut} bytes of stderr before this]\n{tail}")
     }
 }
 
 impl StreamState {
     fn keep(&mut self, bytes: &[u8]) {
-        let bytes = &bytes[bytes.len().saturating_sub(TAIL)..];
+        let skipped = bytes.len().saturating_sub(TAIL);
+        let bytes = &bytes[skipped..];
         let surplus = (self.tail.len() + bytes.len()).saturating_sub(TAIL);
         self.tail.drain(..surplus);
         self.tail.extend(bytes);
+        self.cut += (skipped + surplus) as u64;
     }
 }
 
@@ -373,8 +384,29 @@ mod tests {
             rustix::io::write(stderr, &[b'x'; 20_000]).expect("a pipe holds 64 KiB");
             rustix::io::write(stderr, b"out of memory\n").expect("a pipe holds 64 KiB");
         });
+        let (mark, words) = words.split_once('\n').expect("a mark of what was cut");
+        let cut = 20_014 - TAIL;
+        assert_eq!(
+            mark,
+            format!("[truncated: {cut} bytes of stderr before this]")
+        );
         assert_eq!(words.len(), TAIL);
         assert!(words.ends_with("xout of memory\n"));
+    }
+
+    #[test]
+    fn what_was_kept_whole_has_no_mark_and_a_character_is_cut_whole() {
+        let whole = output_of(|_, stderr| {
+            rustix::io::write(stderr, &[b'x'; TAIL]).expect("a pipe holds 64 KiB");
+        });
+        assert_eq!(whole, "x".repeat(TAIL));
+        let cut = output_of(|_, stderr| {
+            let words = "ä".repeat(TAIL / 2) + "x";
+            rustix::io::write(stderr, words.as_bytes()).expect("a pipe holds 64 KiB");
+        });
+        let (mark, words) = cut.split_once('\n').expect("a mark of what was cut");
+        assert_eq!(mark, "[truncated: 2 bytes of stderr before this]");
+        assert!(words.starts_with('ä') && words.ends_with("äx"));
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl Supervisor {
 
     /// The thread's whole life.
     pub(super) fn run(mut self) {
+        self.shared.oom_kills.watch(None);
         // A panic in here is a fault of ours. The pool then ends, and tells everybody; it must not just fall silent.
         for _ in 0..3 {
             match catch_unwind(AssertUnwindSafe(|| self.supervise())) {

@@ -21,11 +21,12 @@ use std::time::{Duration, Instant};
 use errback_deferred::{CancelledError, Failure};
 
 use super::backlog::{Call, Completed};
-use super::child::Child;
+use super::cgroup::oom_count_of_zombie;
+use super::child::{Child, Ended};
 use super::connection::{Connection, Event};
 use super::job::{Job, Outcome, Verdict, WorkerId};
 use super::{Next, Shared};
-use crate::error::{Exit, PoolClosed, SpawnFailed, SpawnFailure, WorkerDied};
+use crate::error::{Exit, PoolClosed, SpawnFailed, SpawnFailure, Usage, WorkerDied};
 use crate::wire::{self, Answer, ErrorKind, Message, ProtocolError, WorkerHello};
 
 /// How often a job that had not begun is sent again.
@@ -90,6 +91,8 @@ impl Waiter {
                 Event::Frame => {
                     self.check_hello(worker)
                         .map_err(|why| End::NotStarted(Some(why)))?;
+                    // By now a command in between has put it where it is to be.
+                    worker.oom_count = self.shared.oom_kills.watch(Some(worker.process.pid()));
                     self.shared.enter_service(self.id);
                     return Ok(());
                 }
@@ -234,11 +237,13 @@ impl Waiter {
         }
         let end = self.hear_out(&mut worker, end); // 1
         self.shared.kill(self.id); // 2
-        let exit = self.collect(&worker); // 3
+        let (ended, oom_killed) = self.collect(&worker); // 3
         let stderr = self.shared.output.bury(&worker.output); // 4
         let begun = worker.had_begun();
         let death = Death {
-            exit,
+            exit: ended.exit,
+            usage: ended.usage(),
+            oom_killed,
             stderr,
             begun,
             worker: &worker,
@@ -289,10 +294,13 @@ impl Waiter {
         End::Died(Some(sent))
     }
 
-    /// Waits for the death and takes the exit status.
-    fn collect(&self, worker: &Connection) -> Exit {
+    /// Waits for the death and takes the exit status; and whether the kernel killed it for its memory.
+    fn collect(&self, worker: &Connection) -> (Ended, bool) {
         worker.ends_within(KILL_PATIENCE);
-        self.shared.reap(self.id, &worker.process)
+        let place = oom_count_of_zombie(worker.process.pid()).or_else(|| worker.oom_count.clone());
+        let ended = self.shared.reap(self.id, &worker.process);
+        let oom_killed = ended.killed_by_others && self.shared.oom_kills.take(place);
+        (ended, oom_killed)
     }
 
     fn bury_with_job(
@@ -356,6 +364,8 @@ enum Answered {
 /// What is known about a dead worker.
 struct Death<'a> {
     exit: Exit,
+    usage: Usage,
+    oom_killed: bool,
     stderr: String,
     begun: bool,
     worker: &'a Connection,
@@ -375,6 +385,8 @@ impl Death<'_> {
             exit: self.exit,
             started: self.begun,
             elapsed: at.elapsed(),
+            usage: self.usage,
+            oom_killed: self.oom_killed,
             stderr: self.stderr,
         }
     }

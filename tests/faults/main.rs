@@ -7,6 +7,7 @@
 mod support;
 
 mod cancel;
+mod causes;
 mod deaths;
 mod descriptors;
 mod hosts;
