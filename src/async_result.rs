@@ -61,7 +61,7 @@ impl<T: Send + 'static> AsyncResult<T> {
         });
         let fill = Fill(Some(Arc::clone(&cell)));
         let job = match pool.encode(task, args) {
-            Ok(call) => pool.submit(call.job(move |result| fill.fill(result))),
+            Ok(call) => pool.submit(call, move |result| fill.fill(result)),
             Err(error) => {
                 fill.fill(Err(error.into()));
                 None

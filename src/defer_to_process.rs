@@ -125,6 +125,92 @@ pub(crate) fn defer_call<T: Send + 'static>(
     }
 }
 
+/// How a pool is to end; see [`Pool::shutdown`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Shutdown {
+    /// Jobs that were taken are run to their end: [`Pool::close`].
+    Drain,
+    /// The same for so long; what is not done then is ended: [`Pool::close_within`].
+    DrainWithin(Duration),
+    /// Everything ends now: [`Pool::terminate`].
+    Now,
+}
+
+impl Pool {
+    /// Ends the pool; the Deferred fires when it has ended: all jobs are finished, all workers gone and collected.
+    ///
+    /// It can be asked for again, also while an earlier one is under way, which it can make stricter: each Deferred fires at
+    /// the end. Never blocks. Cancelling the Deferred does not take the end back.
+    ///
+    /// To be called on the loop's thread. Shutting the pool of the reactor itself down ([`process_pool`]) leaves the reactor
+    /// without one: [`defer_to_process`] fails then.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use errback::{Pool, Shutdown};
+    ///
+    /// # let reactor = errback::Reactor::new()?;
+    /// let pool = Pool::new()?;
+    /// let ended = pool
+    ///     .shutdown(&reactor, Shutdown::DrainWithin(Duration::from_secs(5)))
+    ///     .add_callback(|()| println!("nobody left"));
+    /// # ended.log_failure();
+    /// # Ok::<(), errback::Failure>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`LoopGone`] when the loop has ended.
+    #[track_caller]
+    pub fn shutdown(&self, event_loop: &impl ReactorCore, how: Shutdown) -> Deferred<()> {
+        match how {
+            Shutdown::Drain => self.close(),
+            Shutdown::DrainWithin(patience) => self.close_within(patience),
+            Shutdown::Now => self.terminate(),
+        }
+        later(event_loop, |call| self.shared().on_end(call))
+    }
+
+    /// A Deferred that fires when there is room in the backlog: at once, or in the order of those who ask, one for each
+    /// place that becomes free. When the pool closes they all fire, as the next submit tells.
+    ///
+    /// For producers that would fill a backlog faster than the workers empty it. The place is not kept for whoever waited:
+    /// submit in the callback.
+    ///
+    /// ```no_run
+    /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
+    /// use errback::{Pool, defer_to_process_pool};
+    ///
+    /// # let reactor = errback::Reactor::new()?;
+    /// let pool = Pool::builder().backlog(100).build()?;
+    /// let (to, on) = (pool.clone(), reactor.clone());
+    /// let d = pool.when_room(&reactor).add_callback(move |()| defer_to_process_pool(&on, &to, square, (7,)));
+    /// # d.log_failure();
+    /// # Ok::<(), errback::Failure>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`LoopGone`] when the loop has ended.
+    #[track_caller]
+    pub fn when_room(&self, event_loop: &impl ReactorCore) -> Deferred<()> {
+        later(event_loop, |call| self.shared().on_room(call))
+    }
+}
+
+/// A Deferred that fires when the pool makes the call that it is given.
+#[track_caller]
+fn later(
+    event_loop: &impl ReactorCore,
+    ask: impl FnOnce(Box<dyn FnOnce() + Send>),
+) -> Deferred<()> {
+    let threads = event_loop.from_threads();
+    if threads.call_from_thread(Box::new(|| ())).is_err() {
+        return fail(LoopGone);
+    }
+    let (remote, d) = RemoteResolver::new(threads);
+    ask(Box::new(move || remote.fire(Ok(()))));
+    d
+}
+
 /// The pool that [`defer_to_process`] uses on this reactor; made now if there is none yet.
 ///
 /// # Errors
@@ -213,7 +299,7 @@ fn start<T: Send + 'static>(
         to_cancel.get().into_iter().for_each(JobHandle::cancel)
     });
     let resolver = RemoteResolver::of(Arc::clone(threads), resolver);
-    if let Some(job) = pool.submit(call.job(move |result| resolver.fire(result))) {
+    if let Some(job) = pool.submit(call, move |result| resolver.fire(result)) {
         submitted(&job);
         let _ = handle.set(job);
     }

@@ -10,6 +10,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use errback_deferred::Failure;
+
 pub(crate) use crate::task::RemoteError;
 pub use crate::wire::{DecodeError, EncodeError, ProtocolError};
 
@@ -71,6 +73,46 @@ impl fmt::Display for Usage {
         f.write_str(&words.join(", "))
     }
 }
+
+/// The job took too long: it ran past its [`timeout`](crate::Task::timeout), or waited past the moment at which it
+/// [expires](crate::Task::expires).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct TimedOut {
+    /// The name of the task.
+    pub task: String,
+    /// The number of the job in its pool.
+    pub job: u64,
+    /// How long it might have taken.
+    pub limit: Duration,
+    /// How long it did: since it was sent to its worker, or since it was submitted.
+    pub elapsed: Duration,
+    /// Whether it waited all that time, and never ran.
+    pub queued: bool,
+    /// The process that was killed for it; `None` when there was no need to.
+    pub pid: Option<u32>,
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TimedOut {
+            task, job, limit, ..
+        } = self;
+        if self.queued {
+            return write!(
+                f,
+                "{task} waited for a worker for longer than {limit:?}, and was not run (job {job})"
+            );
+        }
+        write!(f, "{task} ran for longer than {limit:?} and ")?;
+        match self.pid {
+            Some(pid) => write!(f, "was killed, with worker {pid} (job {job})"),
+            None => write!(f, "was stopped (job {job})"),
+        }
+    }
+}
+
+impl Error for TimedOut {}
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -213,6 +255,8 @@ pub enum SpawnFailure {
     Silent(Duration),
     /// What the process said was not what a worker says.
     NotAWorker(String),
+    /// The pool's [initializer](crate::Builder::initializer) failed in the worker.
+    Initializer(Failure),
     /// The worker was made from another build of this program.
     BuildMismatch {
         /// The build of this program.
@@ -228,6 +272,7 @@ impl fmt::Display for SpawnFailure {
             SpawnFailure::Refused(why) => write!(f, "{why}"),
             SpawnFailure::Ended(exit) => write!(f, "it {exit} before it could take a job"),
             SpawnFailure::Silent(after) => write!(f, "it did not say hello within {after:?}"),
+            SpawnFailure::Initializer(why) => write!(f, "its initializer failed: {why}"),
             SpawnFailure::NotAWorker(what) => write!(f, "it is not an errback worker ({what})"),
             SpawnFailure::BuildMismatch { ours, theirs } => {
                 write!(
@@ -247,7 +292,7 @@ impl SpawnFailure {
                 [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied].contains(&why.kind())
                     || why.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
             }
-            SpawnFailure::Ended(_) => false,
+            SpawnFailure::Ended(_) | SpawnFailure::Initializer(_) => false,
             SpawnFailure::Silent(_)
             | SpawnFailure::NotAWorker(_)
             | SpawnFailure::BuildMismatch { .. } => true,
@@ -270,6 +315,7 @@ impl SpawnFailure {
             SpawnFailure::Ended(_) | SpawnFailure::Silent(_) | SpawnFailure::NotAWorker(_) => Some(
                 "a worker program must call errback::worker::run_if_worker first in main, or link errback's hook",
             ),
+            SpawnFailure::Initializer(_) => None,
             SpawnFailure::BuildMismatch { .. } => Some("start the program anew"),
         }
     }
@@ -298,6 +344,7 @@ impl Error for SpawnFailed {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.reason {
             SpawnFailure::Refused(why) => Some(&**why),
+            SpawnFailure::Initializer(why) => Some(&**why.error()),
             _ => None,
         }
     }
@@ -504,6 +551,8 @@ pub enum BuildError {
     },
     /// Two tasks have the same name.
     DuplicateTask(String),
+    /// The arguments of the initializer cannot be encoded.
+    Initializer(EncodeError),
     /// The operating system refused a thread or a descriptor.
     Refused(io::Error),
 }
@@ -518,6 +567,7 @@ impl fmt::Display for BuildError {
             BuildError::TooDeep { depth } => {
                 write!(f, "this process is a worker of a pool {depth} deep: pools inside of jobs may not go deeper")
             }
+            BuildError::Initializer(why) => write!(f, "the initializer's arguments: {why}"),
             BuildError::DuplicateTask(message) => f.write_str(message),
             BuildError::Refused(why) => write!(f, "the pool could not be made: {why}"),
         }

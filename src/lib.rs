@@ -73,17 +73,17 @@ pub use errback_macros::task;
 
 pub use async_result::AsyncResult;
 pub use defer_to_process::{
-    defer_to_process, defer_to_process_pool, process_pool, set_process_pool,
+    Shutdown, defer_to_process, defer_to_process_pool, process_pool, set_process_pool,
 };
 pub use error::{
     BuildError, DecodeError, EncodeError, Exit, InternalError, JobPanicked, NotSerialisable,
-    Overloaded, PoolClosed, PoolInUse, ProtocolError, SpawnFailed, SpawnFailure, UnknownTask,
-    Usage, WorkerDied,
+    Overloaded, PoolClosed, PoolInUse, ProtocolError, SpawnFailed, SpawnFailure, TimedOut,
+    UnknownTask, Usage, WorkerDied,
 };
 pub use filesystem_lock::{AlreadyTryingToLock, DeferredFilesystemLock};
 pub use map::{AsCompleted, Map, MapItem, map_to_process};
-pub use pool::{Builder, Pool, Stats};
-pub use task::{DuplicateTask, RemoteError, Task};
+pub use pool::{Breaker, Builder, Histogram, Pool, Stats, WhenFull};
+pub use task::{DuplicateTask, Limited, Limits, RemoteError, Task};
 
 #[doc(inline)]
 pub use errback_reactor::{

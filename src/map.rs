@@ -16,7 +16,7 @@ use errback_deferred::{Deferred, Failure, ReactorCore, gather_results};
 use crate::defer_to_process::defer_call;
 use crate::error::InternalError;
 use crate::pool::{Encoded, Pool, Results};
-use crate::task::Task;
+use crate::task::{Limits, Task};
 
 /// How many chunks for each worker are out at a time: one that runs, and enough behind it that none goes idle while the
 /// results of another are consumed.
@@ -104,7 +104,7 @@ impl Pool {
         I::Item: MapItem<F::Args>,
     {
         let items = items.into_iter();
-        let size = ChunkSize::of(items.size_hint(), self.size());
+        let size = ChunkSize::for_task(task, items.size_hint(), self.size());
         let (sender, receiver) = channel();
         let out = Out {
             pool: self.clone(),
@@ -155,7 +155,7 @@ where
     I::Item: MapItem<F::Args>,
 {
     let mut items = items.into_iter();
-    let mut size = ChunkSize::of(items.size_hint(), pool.size());
+    let mut size = ChunkSize::for_task(task, items.size_hint(), pool.size());
     let mut chunks = Vec::new();
     loop {
         let chunk: Vec<F::Args> = items
@@ -210,7 +210,8 @@ where
     I::Item: MapItem<F::Args>,
 {
     /// How many items travel together. Default: a number of items that is known is divided into four parts for each
-    /// worker, of at most 2,048 items; otherwise chunks grow from 1 to 1,024.
+    /// worker, of at most 2,048 items; otherwise chunks grow from 1 to 1,024. Items of a task with a
+    /// [`timeout`](Task::timeout) or an [expiry](Task::expires) travel alone; in a chunk, those are the chunk's.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.size = ChunkSize::Fixed(items.max(1));
         self
@@ -346,7 +347,7 @@ impl<F: Task> Out<F> {
             first += items;
             match call {
                 // A refused job has been failed; nobody cancels one of ours.
-                Ok(call) => drop(pool.submit(call.job(move |results| end.send(results)))),
+                Ok(call) => drop(pool.submit(call, move |results| end.send(results))),
                 Err(failure) => end.send(Ok(vec![Err(failure)])),
             }
         });
@@ -418,6 +419,14 @@ impl ChunkSize {
                 ChunkSize::Fixed(items.div_ceil(workers * PARTS).clamp(1, LARGEST))
             }
             _ => ChunkSize::Growing(1),
+        }
+    }
+
+    /// A task's limits are those of each item, so items do not share them.
+    fn for_task(task: impl Task, hint: (usize, Option<usize>), workers: usize) -> Self {
+        match task.limits() == Limits::default() {
+            true => ChunkSize::of(hint, workers),
+            false => ChunkSize::Fixed(1),
         }
     }
 

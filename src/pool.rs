@@ -4,11 +4,12 @@
 //! [`Pool::apply_async`] (or `defer_to_process`, which stands on the same submit), waits in the backlog, is taken by a
 //! waiter thread, and ends in one call of the job's `finish`. The files of this folder, in the order of a job's life:
 //!
-//! - `job`, `backlog`: what is to be done, and what waits;
-//! - `state`: what the one lock protects;
+//! - `job`, `backlog`, `hand`: what is to be done, what waits, and what a worker holds; who ends a job is decided there;
+//! - `state`: what the one lock protects; `deadlines`, `pace`: parts of it;
 //! - `waiter`, `connection`: one thread for each worker process, and its socket;
 //! - `supervisor`, `child`, `breaker`: the one thread that starts workers, and how they are started, killed and paced;
 //! - `cgroup`: whether the kernel killed one for its memory;
+//! - `histogram`: how long jobs take, for the statistics;
 //! - `output`: what workers print; `size`: how many there are; `builder`: how it is all asked for.
 //!
 //! Threads: the supervisor, one waiter for each worker, one for output. All are the pool's own and are named.
@@ -21,8 +22,12 @@ mod builder;
 mod cgroup;
 mod child;
 mod connection;
+mod deadlines;
+mod hand;
+mod histogram;
 mod job;
 mod output;
+mod pace;
 mod size;
 mod state;
 mod supervisor;
@@ -31,6 +36,8 @@ mod waiter;
 mod wakeup;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,17 +48,21 @@ use rustix::event::{PollFd, Timespec};
 use rustix::io::Errno;
 
 use crate::async_result::AsyncResult;
-use crate::error::{InternalError, Overloaded, PoolClosed, SpawnFailed};
+use crate::error::{InternalError, Overloaded, PoolClosed, SpawnFailed, TimedOut};
 use crate::task::Task;
-use backlog::{Call, Completed};
 use cgroup::OomKills;
 use child::{Child, Ended, Launch, Process};
+use connection::{Connection, Sent};
+use deadlines::Due;
+use hand::Answered;
 use job::{Job, JobKey, JobState, Verdict, WorkerId};
 use output::Output;
 use state::{Closing, Phase, Place, Stage, State};
 use wakeup::Wakeup;
 
 pub use builder::Builder;
+pub use histogram::Histogram;
+use typed::Initializer;
 pub(crate) use typed::{Encoded, Results};
 
 /// A pool of worker processes that run tasks.
@@ -96,6 +107,8 @@ pub(crate) struct Shared {
     supervisor: Wakeup,
     output: Arc<Output>,
     oom_kills: OomKills,
+    /// How many jobs have failed. Counted where a result is decoded, before it is handed over.
+    failed: Arc<AtomicU64>,
     /// Notified when the phase is `Ended`.
     ended: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -106,7 +119,15 @@ struct Settings {
     name: String,
     size: usize,
     backlog: usize,
+    min_size: usize,
+    idle_timeout: Option<Duration>,
+    when_full: WhenFull,
     boot_deadline: Duration,
+    cancel_grace: Duration,
+    initializer: Option<Initializer>,
+    max_jobs: Option<u64>,
+    max_memory: Option<u64>,
+    batches: bool,
     max_frame: usize,
     pass_output: bool,
     launch: Launch,
@@ -118,12 +139,36 @@ struct Settings {
 
 /// What a waiter is to do next.
 enum Next {
-    Call(Call),
+    /// There are calls to write, or answers to wait for.
+    Jobs,
     /// The worker died while it was idle.
     Died,
-    /// The pool closes.
-    Close,
+    /// The worker is to leave.
+    Leave(Leave),
 }
+
+/// Why a worker is told to leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leave {
+    /// There is nothing for it to do.
+    Unwanted,
+    /// It has done as many jobs, or has grown as large, as one worker may.
+    WornOut,
+}
+
+/// What becomes of a job that comes when the backlog is full.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum WhenFull {
+    /// It fails with [`Overloaded`].
+    #[default]
+    Refuse,
+    /// It waits all the same, behind the others. Whoever submits has to keep to [`Pool::when_room`] or
+    /// [`Pool::wait_for_room`] by himself.
+    Wait,
+}
+
+/// Longer than any pool lives, for durations that do not fit a clock.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 
 /// A job that was not taken, and why.
 pub(crate) struct Refused {
@@ -140,7 +185,7 @@ pub(crate) struct JobHandle {
 }
 
 /// What a pool is doing, at one moment.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 #[non_exhaustive]
 pub struct Stats {
     /// Jobs that wait for a worker.
@@ -153,14 +198,52 @@ pub struct Stats {
     pub submitted: u64,
     /// Jobs that came to an end, whichever.
     pub finished: u64,
+    /// Jobs whose result was a failure, whichever; those that were refused too.
+    pub failed: u64,
+    /// Jobs that were cancelled.
+    pub cancelled: u64,
+    /// Jobs that ran, or waited, for too long.
+    pub timed_out: u64,
     /// Worker processes made.
     pub spawned: u64,
-    /// Worker processes that ended other than by the pool's closing.
+    /// Those of them that came in the place of one that had died or left.
+    pub restarted: u64,
+    /// Worker processes that ended other than by leaving when they were told to.
     pub died: u64,
+    /// Worker processes that were replaced because they had done enough jobs, or had grown too large.
+    pub recycled: u64,
     /// Times that a job was sent to another worker because its own died before it began.
     pub resent: u64,
     /// How many starts of workers in a row have failed.
     pub failed_starts: u32,
+    /// Whether workers are started.
+    pub breaker: Breaker,
+    /// How long jobs waited, from their submit until they were sent to a worker.
+    pub queue_time: Histogram,
+    /// How long jobs took, from when they were sent to a worker, or came to be the first there, until the answer.
+    pub run_time: Histogram,
+}
+
+/// Whether a pool starts workers: not while they keep dying at their start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Breaker {
+    /// It does.
+    Closed,
+    /// The last start, or the last few, failed. The next try comes after a pause; jobs wait.
+    BackingOff {
+        /// Why the last one failed.
+        reason: String,
+        /// How long until the next try; zero when it is due.
+        retry_in: Duration,
+    },
+    /// Starts keep failing: jobs fail with a [`SpawnFailed`], until one comes after the pause, for which a start is tried.
+    Open {
+        /// Why the last one failed.
+        reason: String,
+        /// How long jobs are still refused; zero when the next one leads to a try.
+        retry_in: Duration,
+    },
 }
 
 impl Pool {
@@ -239,6 +322,18 @@ impl Pool {
         self.shared().join(Instant::now().checked_add(patience))
     }
 
+    /// Blocks until there is room in the backlog, or the pool closes, for `patience` at the most. Whether that came.
+    ///
+    /// The place is not kept: another thread may take it first. On a loop's thread use [`when_room`](Pool::when_room).
+    pub fn wait_for_room(&self, patience: Duration) -> bool {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // Who has stopped to wait gets a message that nobody reads.
+        self.shared().on_room(Box::new(move || {
+            let _ = sender.send(());
+        }));
+        receiver.recv_timeout(patience).is_ok()
+    }
+
     /// How many workers there may be.
     pub fn size(&self) -> usize {
         self.shared().settings.size
@@ -263,12 +358,13 @@ impl Pool {
         let bells = (0..settings.size).map(|_| Condvar::new()).collect();
         let output = Arc::new(Output::new(settings.pass_output)?);
         let shared = Arc::new(Shared {
+            state: Mutex::new(State::new(settings.min_size)),
             settings,
-            state: Mutex::new(State::new()),
             bells,
             supervisor: Wakeup::new()?,
             output,
             oom_kills: OomKills::default(),
+            failed: Arc::default(),
             ended: Condvar::new(),
             thread: Mutex::new(None),
         });
@@ -306,6 +402,9 @@ impl Drop for Handle {
 impl Shared {
     /// Takes a job, or gives it back. Never blocks.
     pub(crate) fn submit(self: &Arc<Self>, job: Job) -> Result<JobHandle, Box<Refused>> {
+        let expiry = job
+            .expires()
+            .and_then(|after| job.submitted().checked_add(after));
         let mut state = self.state.lock();
         if let Some(why) = self.refusal_in(&state) {
             drop(state);
@@ -313,7 +412,11 @@ impl Shared {
         }
         let key = state.backlog.push(job);
         state.counts.submitted += 1;
+        let is_next = expiry.is_some_and(|at| state.schedule(at, Due::Expire(key)));
         self.find_worker(state);
+        if is_next {
+            self.supervisor.wake();
+        }
         Ok(JobHandle {
             shared: Arc::downgrade(self),
             key,
@@ -336,7 +439,9 @@ impl Shared {
                 .into(),
             );
         }
-        if state.backlog.queued() >= self.settings.backlog {
+        if state.backlog.queued() >= self.settings.backlog
+            && self.settings.when_full == WhenFull::Refuse
+        {
             return Some(
                 Overloaded {
                     pool: pool(),
@@ -350,6 +455,27 @@ impl Shared {
             state.breaker.refusal(Instant::now()).cloned()
         } else {
             None
+        }
+    }
+
+    /// Calls `call` once there is room for a job in the backlog, or the pool closes: here and now, or on a thread of the
+    /// pool's. Those who wait are called in their order, one for each place.
+    pub(crate) fn on_room(&self, call: Box<dyn FnOnce() + Send>) {
+        let mut state = self.state.lock();
+        state.in_line.push_back(call);
+        self.admit(state);
+    }
+
+    /// Calls those for whom there is room now.
+    fn admit(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        if state.in_line.is_empty() {
+            return;
+        }
+        let admitted = state.admit(self.settings.backlog);
+        drop(state);
+        for call in admitted {
+            // What panics in there has been reported by the panic hook.
+            let _ = catch_unwind(AssertUnwindSafe(call));
         }
     }
 
@@ -372,19 +498,55 @@ impl Shared {
     /// See [`JobHandle::cancel`].
     fn cancel(&self, key: JobKey) {
         let mut state = self.state.lock();
-        match state.backlog.state(key) {
-            JobState::Queued => {
-                let job = state.backlog.withdraw(key);
-                state.counts.finished += 1;
-                let closing = state.phase.is_closing();
-                drop(state);
-                job.into_iter().for_each(|job| job.fail(CancelledError));
-                if closing {
-                    self.supervisor.wake();
+        if let JobState::Queued = state.backlog.state(key) {
+            return self.withdraw(state, key, Verdict::Cancelled);
+        }
+        if let Some(job) = state.stop(key, Verdict::Cancelled, self.settings.cancel_grace) {
+            state.counts.finished += 1;
+            state.note_verdict(Verdict::Cancelled);
+            drop(state);
+            job.fail(CancelledError);
+        }
+    }
+
+    /// A job that waits has waited too long, if it still waits.
+    fn expire(&self, key: JobKey) {
+        let state = self.state.lock();
+        if let JobState::Queued = state.backlog.state(key) {
+            self.withdraw(state, key, Verdict::TimedOut);
+        }
+    }
+
+    /// Ends a job that waits.
+    fn withdraw(
+        &self,
+        mut state: parking_lot::MutexGuard<'_, State>,
+        key: JobKey,
+        verdict: Verdict,
+    ) {
+        let job = state.backlog.withdraw(key);
+        state.counts.finished += 1;
+        state.note_verdict(verdict);
+        let closing = state.phase.is_closing();
+        self.admit(state);
+        if let Some(job) = job {
+            match verdict {
+                Verdict::TimedOut => {
+                    let late = TimedOut {
+                        task: job.task().to_string(),
+                        job: job.id(),
+                        limit: job.expires().unwrap_or_default(),
+                        elapsed: job.submitted().elapsed(),
+                        queued: true,
+                        pid: None,
+                    };
+                    job.fail(late);
                 }
+                _ => job.fail(CancelledError),
             }
-            JobState::Sent(_) | JobState::Running(_) => state.condemn(key, Verdict::Cancelled),
-            JobState::Done => {}
+        }
+        if closing {
+            self.supervisor.wake();
         }
     }
 
@@ -392,11 +554,13 @@ impl Shared {
     fn cancel_within(&self, key: JobKey, grace: Duration) {
         let mut state = self.state.lock();
         if let JobState::Sent(_) | JobState::Running(_) = state.backlog.state(key) {
-            state
-                .notices
-                .extend(Instant::now().checked_add(grace).map(|at| (at, key)));
+            let at = Instant::now().checked_add(grace);
+            let is_next = at.is_some_and(|at| state.schedule(at, Due::Cancel(key)));
             drop(state);
-            return self.supervisor.wake();
+            if is_next {
+                self.supervisor.wake();
+            }
+            return;
         }
         drop(state);
         self.cancel(key);
@@ -412,7 +576,7 @@ impl Shared {
             state.doomed.extend(jobs);
         }
         self.rouse(&state);
-        drop(state);
+        self.admit(state);
         self.supervisor.wake();
     }
 
@@ -466,21 +630,28 @@ impl Shared {
     fn stats(&self) -> Stats {
         let state = self.state.lock();
         let counts = state.counts;
+        let processes = state
+            .places
+            .iter()
+            .filter_map(|place| place.process.as_ref());
         Stats {
             queued: state.backlog.queued(),
             running: state.backlog.out(),
-            workers: state
-                .places
-                .iter()
-                .filter_map(|place| place.process.as_ref())
-                .map(|it| it.pid())
-                .collect(),
+            workers: processes.map(|it| it.pid()).collect(),
             submitted: counts.submitted,
             finished: counts.finished,
+            failed: self.failed.load(Ordering::Relaxed),
+            cancelled: counts.cancelled,
+            timed_out: counts.timed_out,
             spawned: counts.spawned,
+            restarted: counts.restarted,
             died: counts.died,
+            recycled: counts.recycled,
             resent: counts.resent,
             failed_starts: state.breaker.failures(),
+            breaker: state.breaker.stats(Instant::now()),
+            queue_time: state.queue_time.clone(),
+            run_time: state.run_time.clone(),
         }
     }
 }
@@ -510,10 +681,12 @@ impl Shared {
         }
     }
 
-    /// The worker said hello.
-    fn enter_service(&self, id: WorkerId) {
+    /// The worker said hello, and is ready.
+    fn enter_service(&self, id: WorkerId, pipelines: bool) {
         let mut state = self.state.lock();
-        state.place(id).stage = Stage::Serving;
+        let place = state.place(id);
+        place.stage = Stage::Serving;
+        place.pipelines = pipelines;
         state.proven = true;
         if state.alive() < state.wanted {
             self.supervisor.wake();
@@ -525,47 +698,163 @@ impl Shared {
         !self.state.lock().is_running_out()
     }
 
-    /// The next job for this worker. Blocks until there is one, or the worker has died, or the pool closes.
-    fn next_job(&self, id: WorkerId) -> Next {
+    /// How many calls a new worker may be given. Not the same for all: they shall not leave all at once.
+    fn calls_for_a_worker(&self) -> Option<u64> {
+        let most = self.settings.max_jobs?;
+        let spread = most / 10;
+        Some(most - (spread as f64 * state::jitter()) as u64)
+    }
+
+    /// Whether a worker that has answered all its calls has done enough.
+    fn is_worn_out(&self, worker: &Connection) -> bool {
+        let large = |most: u64| worker.process.resident_memory() > Some(most);
+        worker.calls_left == Some(0)
+            || (worker.answered > 0 && self.settings.max_memory.is_some_and(large))
+    }
+
+    /// Gives a worker its next jobs. Blocks, if it has none, until there is one, or it is to leave.
+    fn next_jobs(&self, id: WorkerId, worker: &mut Connection) -> Next {
         let mut state = self.state.lock();
+        let mut idle_until = None;
         loop {
             if state.place(id).dead {
                 return Next::Died;
             }
-            if let Some(call) = state.backlog.take(id) {
-                state.place(id).job = Some(call.key);
-                if state.is_running_out() {
+            let took = self.take_jobs(&mut state, id, worker);
+            if took || !worker.sent.is_empty() {
+                if took && state.is_running_out() {
                     self.supervisor.wake(); // the others may go now
                 }
-                return Next::Call(call);
+                self.admit(state);
+                return Next::Jobs;
             }
             if state.phase.is_closing() {
-                return Next::Close;
+                return Next::Leave(Leave::Unwanted);
             }
             state.idle.push(id);
-            self.bells[id.0 as usize].wait(&mut state);
+            let bell = &self.bells[id.0 as usize];
+            let late = match self.settings.idle_timeout {
+                None => {
+                    bell.wait(&mut state);
+                    false
+                }
+                Some(timeout) => {
+                    let until = *idle_until.get_or_insert_with(|| {
+                        let now = Instant::now();
+                        now.checked_add(timeout).unwrap_or(now + FOR_EVER)
+                    });
+                    bell.wait_until(&mut state, until).timed_out()
+                }
+            };
             // Who rings for a job has taken us off the list; who rings for another reason has not.
             state.idle.retain(|it| *it != id);
+            if late && state.backlog.queued() == 0 && state.wanted > self.settings.min_size {
+                state.wanted -= 1;
+                state.place(id).stage = Stage::Leaving;
+                return Next::Leave(Leave::Unwanted);
+            }
         }
     }
 
-    /// The worker answered the job that it holds.
-    fn complete(&self, id: WorkerId, key: JobKey, first: bool) -> Completed {
+    /// Takes a job for a worker that has none; and behind it, or behind those that it has, as many as may go together.
+    /// Whether there was one.
+    fn take_jobs(&self, state: &mut State, id: WorkerId, worker: &mut Connection) -> bool {
+        let now = Instant::now();
+        let had = worker.sent.len();
+        let take = |state: &mut State, worker: &mut Connection| {
+            let Some(call) = state.backlog.take(id) else {
+                return false;
+            };
+            state.place(id).hand.give(call.key);
+            let waited = now.saturating_duration_since(call.submitted);
+            state.queue_time.record(waited);
+            worker.calls_left = worker.calls_left.map(|left| left - 1);
+            worker.push(call, now);
+            true
+        };
+        if had == 0 && !take(state, worker) {
+            return false;
+        }
+        worker.refill_at = 0;
+        let last = &worker.sent[worker.sent.len() - 1].call;
+        if !self.settings.batches || !worker.pipelines || !last.with_others {
+            return had == 0;
+        }
+        let task = last.task;
+        // An equal share for each worker: several that go to one while another has nothing to do are no gain.
+        let jobs = state.backlog.queued() + worker.sent.len();
+        let share = jobs.div_ceil(state.serving().max(1));
+        let together = state.paces.together(task).min(share);
+        while worker.sent.len() < together
+            && worker.calls_left != Some(0)
+            && state
+                .backlog
+                .next_with_others()
+                .is_some_and(|next| std::ptr::eq(next, task))
+        {
+            take(state, worker);
+        }
+        if worker.sent.len() >= together {
+            worker.refill_at = together / 2;
+        }
+        worker.sent.len() > had
+    }
+
+    /// The worker answered a call, which took so long.
+    fn complete(&self, id: WorkerId, sent: &Sent, first: bool, took: Duration) -> Answered {
         let mut state = self.state.lock();
         if first {
             state.breaker.succeeded();
         }
-        let completed = state.backlog.complete(key);
-        if let Completed::Finish(_) = completed {
-            state.place(id).job = None;
-            state.counts.finished += 1;
+        state.run_time.record(took);
+        if sent.call.with_others {
+            state.paces.note(sent.call.task, took);
         }
-        completed
+        let State {
+            places,
+            backlog,
+            counts,
+            ..
+        } = &mut *state;
+        let answered = places[id.0 as usize].hand.answer(sent.call.key, backlog);
+        match answered {
+            Answered::Finish(_) => counts.finished += 1,
+            Answered::Stopped(_, verdict) => {
+                counts.finished += 1;
+                state.note_verdict(verdict);
+            }
+            Answered::Dropped | Answered::TooLate(..) => {}
+        }
+        answered
     }
 
-    /// Whether a job that is out was given up.
-    fn is_condemned(&self, key: JobKey) -> bool {
-        self.state.lock().backlog.condemned(key)
+    /// A job has run for as long as it may. It is returned if it had not even begun.
+    fn time_out(&self, key: JobKey) -> Option<Job> {
+        let mut state = self.state.lock();
+        let job = state.stop(key, Verdict::TimedOut, self.settings.cancel_grace)?;
+        state.counts.finished += 1;
+        state.note_verdict(Verdict::TimedOut);
+        Some(job)
+    }
+
+    /// When a worker is to be killed for a job that was asked to stop.
+    fn kill_at(&self, id: WorkerId) -> Option<Instant> {
+        self.state.lock().place(id).hand.kill_at()
+    }
+
+    /// The grace of a worker's job is over.
+    fn kill_overdue(&self, id: WorkerId) {
+        self.state.lock().kill_overdue(id, Instant::now());
+    }
+
+    /// Whether a worker has begun the first of its jobs.
+    fn has_begun(&self, id: WorkerId) -> bool {
+        self.state.lock().has_begun(id)
+    }
+
+    /// A worker is told to leave.
+    fn take_leave(&self, id: WorkerId) {
+        self.state.lock().place(id).stage = Stage::Leaving;
     }
 
     /// Kills the worker of a place, if it has not been collected.
@@ -603,7 +892,7 @@ impl Shared {
     /// A worker has been buried: its place is free for another.
     fn vacate(&self, state: &mut State, id: WorkerId, failed: Option<SpawnFailed>) {
         let place = state.place(id);
-        (place.stage, place.job, place.dead) = (Stage::Vacant, None, false);
+        (place.stage, place.pipelines, place.dead) = (Stage::Vacant, false, false);
         if let Some(failed) = failed {
             state.note_failed_start(failed);
         }
@@ -626,32 +915,28 @@ impl Shared {
         let starting = |place: &&Place| matches!(place.stage, Stage::Handed(_) | Stage::Starting);
         let starting = state.places.iter().filter(starting);
         for process in starting.filter_map(|place| place.process.as_ref()) {
-            process.wakeup.wake();
+            process.wakeup().wake();
         }
     }
 
-    /// A waiter panicked over its worker: kills it, fails the job, and goes on.
+    /// A waiter panicked over its worker: kills it, fails its jobs, and goes on.
     fn abandon(&self, id: WorkerId, process: &Arc<Process>) {
         let mut state = self.state.lock();
         if state.place(id).process.take().is_some() {
             process.kill();
             state.undead.push(Arc::clone(process));
         }
-        let job = state
-            .place(id)
-            .job
-            .filter(|key| state.backlog.state(*key) == JobState::Sent(id));
-        let job = job.map(|key| state.backlog.end(key).0);
+        let jobs = state.abandon(id);
         state.counts.died += 1;
-        state.counts.finished += u64::from(job.is_some());
+        state.counts.finished += jobs.len() as u64;
         self.vacate(&mut state, id, None);
         drop(state);
         let message = "a waiter thread panicked; see the report on stderr".to_string();
-        job.into_iter().for_each(|job| {
+        for job in jobs {
             job.fail(InternalError {
                 message: message.clone(),
-            })
-        });
+            });
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use linkme::distributed_slice;
 use serde::Serialize;
@@ -17,9 +18,11 @@ use serde::Serialize;
 use crate::wire::{DecodeError, ErrorKind, RemoteErrorBody};
 
 mod expansion;
+mod limits;
 
 #[doc(hidden)]
 pub use expansion::*;
+pub use limits::{Limited, Limits};
 
 /// A function that can run in another process.
 ///
@@ -78,6 +81,51 @@ pub trait Task: Copy + Send + Sync + 'static {
     /// Makes an error of what a worker says about the `Err` that the function returned: the error itself, where its
     /// type can be encoded, or else a [`RemoteError`].
     fn decode_error(body: RemoteErrorBody) -> anyhow::Error;
+
+    /// How long a job of this task may take; see [`timeout`](Task::timeout) and [`expires`](Task::expires).
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// The same task, whose jobs may run for so long: then the job is asked to stop
+    /// ([`cancel_requested`](crate::worker::cancel_requested)), and after the pool's grace its worker is killed. It fails with
+    /// [`TimedOut`](crate::TimedOut).
+    ///
+    /// The time begins when the job is sent to its worker, which then has nothing else to do, and runs on a monotonic clock.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use errback::{Task, defer_to_process};
+    ///
+    /// #[errback::task]
+    /// fn factor(n: u64) -> Vec<u64> {
+    ///     (2..n).filter(|d| n % d == 0).collect()
+    /// }
+    ///
+    /// # let reactor = errback::Reactor::new()?;
+    /// let d = defer_to_process(&reactor, factor.timeout(Duration::from_secs(1)), (u64::MAX,))
+    ///     .add_errback(|failure| {
+    ///         failure.trap::<errback::TimedOut>()?;
+    ///         Ok(vec![])
+    ///     });
+    /// # d.log_failure();
+    /// # Ok::<(), errback::Failure>(())
+    /// ```
+    fn timeout(self, timeout: Duration) -> Limited<Self>
+    where
+        Self: Sized,
+    {
+        Limited::new(self).timeout(timeout)
+    }
+
+    /// The same task, whose jobs may wait in the pool's backlog for so long (Celery's name for it); one that waited longer
+    /// fails with [`TimedOut`](crate::TimedOut) and does not run.
+    fn expires(self, after: Duration) -> Limited<Self>
+    where
+        Self: Sized,
+    {
+        Limited::new(self).expires(after)
+    }
 }
 
 /// A task as a worker sees it: a name, and a function from bytes to bytes.

@@ -705,6 +705,12 @@ pub struct HostHello {
     pub max_frame: u64,
     /// A limit of the worker's address space in bytes, which it sets for itself.
     pub memory_limit: Option<u64>,
+    /// How many seconds of CPU the worker may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_limit: Option<u64>,
+    /// How many descriptors the worker may have open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u64>,
 }
 
 impl Default for HostHello {
@@ -713,6 +719,8 @@ impl Default for HostHello {
             protocol: PROTOCOL,
             max_frame: MAX_FRAME as u64,
             memory_limit: None,
+            cpu_limit: None,
+            open_files: None,
         }
     }
 }
@@ -748,6 +756,13 @@ pub struct WorkerHello {
     pub build: String,
     /// How many tasks it knows.
     pub tasks: u64,
+    /// How many calls it likes to have at once.
+    #[serde(skip_serializing_if = "is_one_or_none")]
+    pub pipeline: u64,
+}
+
+fn is_one_or_none(pipeline: &u64) -> bool {
+    *pipeline <= 1
 }
 
 impl WorkerHello {
@@ -853,6 +868,8 @@ pub enum ErrorKind {
     DecodeArgs,
     /// The result cannot be encoded.
     EncodeResult,
+    /// A request to stop the call had come before its function began, which then did not.
+    Cancelled,
     /// The task returned an error (raised an exception); and whatever a later version may add.
     #[default]
     #[serde(other)]

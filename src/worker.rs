@@ -14,7 +14,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit};
 
 use crate::hook;
 use crate::task::{DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, TaskTable};
@@ -22,15 +21,22 @@ use crate::wire::{self, Encoder, Message, PROTOCOL, WorkerHello};
 
 mod channel;
 mod jobs;
+mod limits;
 mod panics;
+mod requests;
 mod start;
 
 use channel::Channel;
 use jobs::Jobs;
+pub use requests::{CancelToken, cancel_requested, cancel_token};
 pub(crate) use start::Start;
 
 /// How deep pools may nest: a job in a worker of this depth starts no workers of its own.
 pub(crate) const MAX_NESTING: u32 = 3;
+
+/// How many calls this worker likes to have at once. Its answers leave one by one, and each must fit into the socket's
+/// buffer beside the others, or the worker waits for the host.
+const PIPELINE: u64 = 64;
 
 /// An answer's buffer is kept for the next one up to this size.
 const KEEP_BUFFER: usize = 1024 * 1024;
@@ -244,13 +250,12 @@ impl Worker {
     }
 
     fn greet(mut channel: Channel, tasks: TaskTable) -> Result<Worker, Leaving> {
-        let (hello, begun) = channel.receive_hello()?;
+        let (hello, attached) = channel.receive_hello()?;
         if hello.protocol == 0 {
             return Err(Leaving::Protocol("it asks for version 0".into()));
         }
-        if let Some(bytes) = hello.memory_limit {
-            limit_memory(bytes)?;
-        }
+        limits::set(&hello)?;
+        attached.requests.into_iter().for_each(requests::keep);
         let max_frame = usize::try_from(hello.max_frame).unwrap_or(usize::MAX);
         channel.set_max_frame(max_frame);
         let mine = WorkerHello {
@@ -260,11 +265,12 @@ impl Worker {
             version: env!("CARGO_PKG_VERSION").into(),
             build: build_id(),
             tasks: tasks.len() as u64,
+            pipeline: PIPELINE,
         };
         channel.send(&mine.encode())?;
         Ok(Worker {
             channel,
-            jobs: Jobs::new(tasks, begun),
+            jobs: Jobs::new(tasks, attached.begun),
             answer: Encoder::new(wire::frame_limit(max_frame)),
         })
     }
@@ -295,21 +301,4 @@ impl Leaving {
     fn protocol(error: wire::ProtocolError) -> Leaving {
         Leaving::Protocol(error.to_string())
     }
-}
-
-/// Sets the limit of the address space. An allocation that goes over it ends the process: Rust prints "memory
-/// allocation of … bytes failed" and aborts.
-fn limit_memory(bytes: u64) -> Result<(), Leaving> {
-    // A limit that is lower already cannot be raised, and need not be.
-    let inherited = rustix::process::getrlimit(Resource::As).maximum;
-    let limit = Some(inherited.map_or(bytes, |inherited| inherited.min(bytes)));
-    let limits = Rlimit {
-        current: limit,
-        maximum: limit,
-    };
-    rustix::process::setrlimit(Resource::As, limits).map_err(|errno| {
-        Leaving::Refused(format!(
-            "the memory limit of {bytes} bytes cannot be set: {errno}"
-        ))
-    })
 }

@@ -185,6 +185,7 @@ fn example_worker_hello() -> WorkerHello {
         version: "0.1.0".into(),
         build: "0123456789abcdef".into(),
         tasks: 3,
+        ..WorkerHello::default()
     }
 }
 

@@ -8,7 +8,9 @@
 //! taken, and cancelled from the middle in constant time, and a table that has grown is used again. A `HashMap` beside a
 //! `VecDeque` would keep the same in two places.
 
-use super::job::{Job, JobKey, JobState, Verdict, WorkerId};
+use std::time::{Duration, Instant};
+
+use super::job::{Job, JobKey, JobState, WorkerId};
 
 /// The end of the list, or of the free entries.
 const NONE: u32 = u32::MAX;
@@ -27,8 +29,6 @@ pub(super) struct Backlog {
 struct Entry {
     /// `None`: the entry is free.
     job: Option<Job>,
-    /// Why the job is about to end without its answer. Only a job that is out can have one.
-    verdict: Option<Verdict>,
     state: JobState,
     previous: u32,
     next: u32,
@@ -37,16 +37,12 @@ struct Entry {
 /// A job that a worker is about to be sent: its name in the table, and the bytes.
 pub(super) struct Call {
     pub(super) key: JobKey,
+    pub(super) task: &'static str,
     pub(super) frame: Vec<u8>,
-    pub(super) chunk: bool,
-}
-
-/// What became of a job that was out.
-pub(super) enum Completed {
-    /// The answer counts: finish the job with it.
-    Finish(Job),
-    /// Somebody had decided otherwise before: the worker is being killed, and the job ends after that.
-    Condemned,
+    pub(super) timeout: Option<Duration>,
+    pub(super) submitted: Instant,
+    /// Whether others may be sent behind it.
+    pub(super) with_others: bool,
 }
 
 impl Backlog {
@@ -78,7 +74,6 @@ impl Backlog {
         job.set_id(self.last_id);
         let entry = Entry {
             job: Some(job),
-            verdict: None,
             state: JobState::Queued,
             previous: NONE,
             next: NONE,
@@ -107,9 +102,19 @@ impl Backlog {
                 index,
                 id: job.id(),
             },
-            chunk: job.is_chunk(),
+            task: job.task(),
+            timeout: job.timeout(),
+            submitted: job.submitted(),
+            with_others: job.goes_with_others(),
             frame: job.take_frame(),
         })
+    }
+
+    /// The task of the next job, if that may be sent behind others.
+    pub(super) fn next_with_others(&self) -> Option<&'static str> {
+        let entry = self.entries.get(self.head as usize)?;
+        let job = entry.job.as_ref()?;
+        job.goes_with_others().then(|| job.task())
     }
 
     /// Where a job is.
@@ -133,44 +138,30 @@ impl Backlog {
         Some(self.release(key.index))
     }
 
-    /// The worker answered: the job ends with that, unless somebody had decided otherwise.
-    pub(super) fn complete(&mut self, key: JobKey) -> Completed {
-        match self.entry_out(key).verdict {
-            Some(_) => Completed::Condemned,
-            None => Completed::Finish(self.take_out(key)),
-        }
+    /// Takes a job that is out: whoever has it ends it.
+    pub(super) fn take_out(&mut self, key: JobKey) -> Job {
+        self.assert_out(key);
+        self.out -= 1;
+        self.release(key.index)
     }
 
-    /// The worker that held the job is no more: the job, and the verdict if one had been given.
-    pub(super) fn end(&mut self, key: JobKey) -> (Job, Option<Verdict>) {
-        let verdict = self.entry_out(key).verdict.take();
-        (self.take_out(key), verdict)
+    /// The worker has begun a job that is out.
+    pub(super) fn begin(&mut self, key: JobKey, worker: WorkerId) {
+        self.entry_out(key).state = JobState::Running(worker);
     }
 
-    /// A job that is out shall end by `verdict`. The first one counts; returns whether this was it.
-    pub(super) fn condemn(&mut self, key: JobKey, verdict: Verdict) -> bool {
-        let entry = self.entry_out(key);
-        let first = entry.verdict.is_none();
-        entry.verdict.get_or_insert(verdict);
-        first
-    }
-
-    /// Whether a job that is out is to end without its answer.
-    pub(super) fn condemned(&self, key: JobKey) -> bool {
-        self.entries[key.index as usize].verdict.is_some()
-    }
-
-    /// A job that was out, and had not begun, waits again, before all others. Its key stays good.
-    pub(super) fn resend(&mut self, key: JobKey, frame: Vec<u8>) {
+    /// A job that was out, and had not begun, waits again, before all others. Its key stays good. `blamed`: its worker
+    /// may have died of it.
+    pub(super) fn resend(&mut self, key: JobKey, frame: Vec<u8>, blamed: bool) {
         let entry = self.entry_out(key);
         entry.state = JobState::Queued;
         let job = entry.job.as_mut().expect("an entry that is out is in use");
-        job.put_back(frame);
+        job.put_back(frame, blamed);
         self.out -= 1;
         self.link_first(key.index);
     }
 
-    /// How often a job that is out was sent before.
+    /// How often a worker may have died of a job that is out.
     pub(super) fn resends(&mut self, key: JobKey) -> u8 {
         self.entry_out(key).job.as_ref().map_or(0, Job::resends)
     }
@@ -191,16 +182,15 @@ impl Backlog {
     }
 
     fn entry_out(&mut self, key: JobKey) -> &mut Entry {
+        self.assert_out(key);
+        self.entry(key.index)
+    }
+
+    fn assert_out(&self, key: JobKey) {
         debug_assert!(
             matches!(self.state(key), JobState::Sent(_) | JobState::Running(_)),
             "the job is not out"
         );
-        self.entry(key.index)
-    }
-
-    fn take_out(&mut self, key: JobKey) -> Job {
-        self.out -= 1;
-        self.release(key.index)
     }
 
     /// Puts an entry into a free place, or a new one.
@@ -222,7 +212,6 @@ impl Backlog {
         let entry = self.entry(index);
         entry.next = free;
         entry.state = JobState::Done;
-        entry.verdict = None;
         entry.job.take().expect("only an entry in use is released")
     }
 
@@ -327,22 +316,10 @@ mod tests {
         let first = backlog.push(job());
         let second = backlog.push(job());
         let call = backlog.take(WORKER).expect("two wait");
-        backlog.resend(call.key, call.frame);
+        backlog.resend(call.key, call.frame, true);
         assert_eq!(backlog.state(first), JobState::Queued);
         assert_eq!(taken(&mut backlog), [first.id, second.id]);
         assert_eq!(backlog.resends(first), 1);
-    }
-
-    #[test]
-    fn the_first_verdict_counts_and_the_answer_comes_too_late() {
-        let mut backlog = Backlog::new();
-        let key = backlog.push(job());
-        backlog.take(WORKER);
-        assert!(backlog.condemn(key, Verdict::Cancelled));
-        assert!(!backlog.condemn(key, Verdict::Closed));
-        assert!(matches!(backlog.complete(key), Completed::Condemned));
-        assert!(matches!(backlog.end(key), (_, Some(Verdict::Cancelled))));
-        assert_eq!(backlog.state(key), JobState::Done);
     }
 
     #[test]
@@ -351,7 +328,7 @@ mod tests {
         for _ in 0..1000 {
             let key = backlog.push(job());
             backlog.take(WORKER);
-            assert!(matches!(backlog.complete(key), Completed::Finish(_)));
+            drop(backlog.take_out(key));
         }
         assert_eq!(backlog.entries.len(), 1);
     }

@@ -78,6 +78,22 @@ impl Breaker {
     }
 }
 
+impl Breaker {
+    /// As the statistics show it.
+    pub(super) fn stats(&self, now: Instant) -> super::Breaker {
+        let Some(reason) = self.reason.as_ref().map(ToString::to_string) else {
+            return super::Breaker::Closed;
+        };
+        let retry_in = self
+            .permits(now)
+            .map_or_else(|then| then - now, |()| Duration::ZERO);
+        match self.open {
+            true => super::Breaker::Open { reason, retry_in },
+            false => super::Breaker::BackingOff { reason, retry_in },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use super::child::{Launch, Program};
 use super::size::default_size;
-use super::{Pool, Settings};
-use crate::error::BuildError;
+use super::typed::Initializer;
+use super::{Pool, Settings, WhenFull};
+use crate::error::{BuildError, EncodeError};
+use crate::task::Task;
 use crate::wire::{self, HostHello};
 use crate::{task, worker};
 
@@ -34,6 +36,16 @@ pub struct Builder {
     clear_environment: bool,
     directory: Option<PathBuf>,
     memory_limit: Option<u64>,
+    cpu_limit: Option<Duration>,
+    open_files_limit: Option<u64>,
+    min_size: usize,
+    idle_timeout: Option<Duration>,
+    when_full: WhenFull,
+    cancel_grace: Duration,
+    initializer: Option<Result<Initializer, EncodeError>>,
+    max_jobs: Option<u64>,
+    max_memory: Option<u64>,
+    batches: bool,
     boot_deadline: Duration,
     max_message: usize,
     pass_output: bool,
@@ -50,6 +62,16 @@ impl Builder {
             clear_environment: false,
             directory: None,
             memory_limit: None,
+            cpu_limit: None,
+            open_files_limit: None,
+            min_size: 0,
+            idle_timeout: None,
+            when_full: WhenFull::Refuse,
+            cancel_grace: Duration::from_millis(200),
+            initializer: None,
+            max_jobs: None,
+            max_memory: None,
+            batches: true,
             boot_deadline: Duration::from_secs(30),
             max_message: wire::MAX_FRAME,
             pass_output: true,
@@ -63,15 +85,101 @@ impl Builder {
         self
     }
 
+    /// How many workers there are at least: they are started at once, and an idle pool does not shrink below them.
+    /// Default: none.
+    ///
+    /// More than the [size](Builder::size) mean the size.
+    pub fn min_size(mut self, workers: usize) -> Self {
+        self.min_size = workers;
+        self
+    }
+
+    /// After how long without a job a worker leaves, as long as there are more than the [least](Builder::min_size). Default:
+    /// they stay.
+    pub fn idle_timeout(mut self, after: Duration) -> Self {
+        self.idle_timeout = Some(after);
+        self
+    }
+
     /// What the pool is called, in errors and as the beginning of its threads' names. Default: `errback`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// How many jobs may wait; the next one fails with [`Overloaded`](crate::Overloaded). Default: 10,000,000.
+    /// How many jobs may wait; the next one fails with [`Overloaded`](crate::Overloaded), unless
+    /// [something else](Builder::when_full) was asked for. Default: 10,000,000.
     pub fn backlog(mut self, jobs: usize) -> Self {
         self.backlog = jobs;
+        self
+    }
+
+    /// What becomes of a job that comes when the backlog is full. Default: it is refused.
+    pub fn when_full(mut self, policy: WhenFull) -> Self {
+        self.when_full = policy;
+        self
+    }
+
+    /// A task that each worker runs before its first job: to open what the jobs share, to warm something up, to drop
+    /// privileges. What it leaves in statics is the worker's own state; jobs run one after another on one thread.
+    ///
+    /// The worker takes jobs when it has returned. When it fails, panics, or takes longer than the
+    /// [boot deadline](Builder::boot_deadline), the start of the worker has failed: it is tried again, with growing pauses,
+    /// and after some failures in a row the jobs fail with a [`SpawnFailed`](crate::SpawnFailed) that holds the reason.
+    ///
+    /// ```no_run
+    /// use std::sync::OnceLock;
+    ///
+    /// static WORDS: OnceLock<Vec<String>> = OnceLock::new();
+    ///
+    /// #[errback::task]
+    /// fn load_words(path: &str) -> std::io::Result<()> {
+    ///     let text = std::fs::read_to_string(path)?;
+    ///     let _ = WORDS.set(text.lines().map(str::to_owned).collect());
+    ///     Ok(())
+    /// }
+    ///
+    /// #[errback::task]
+    /// fn is_word(word: String) -> bool {
+    ///     WORDS.get().is_some_and(|words| words.contains(&word))
+    /// }
+    ///
+    /// let pool = errback::Pool::builder().initializer(load_words, ("words.txt".into(),)).build()?;
+    /// let result = pool.apply_async(is_word, ("errback".into(),));
+    /// # Ok::<(), errback::BuildError>(())
+    /// ```
+    pub fn initializer<F: Task>(mut self, task: F, args: F::Args) -> Self {
+        self.initializer = Some(Initializer::new(task, &args));
+        self
+    }
+
+    /// After how many jobs a worker is replaced, at the most; up to a tenth fewer, by chance, so that workers do not leave
+    /// all at once. (`multiprocessing` calls it `maxtasksperchild`.) Default: it stays.
+    ///
+    /// A [map](crate::Pool::map)'s chunk is one job. 0 means 1.
+    pub fn max_jobs_per_worker(mut self, jobs: u64) -> Self {
+        self.max_jobs = Some(jobs.max(1));
+        self
+    }
+
+    /// How much memory a worker may have resident, in bytes, when it has finished a job: one that has more is replaced. For
+    /// tasks that leak. Default: any. See [`memory_limit`](Builder::memory_limit) for a limit within a job.
+    pub fn max_worker_memory(mut self, bytes: u64) -> Self {
+        self.max_memory = Some(bytes);
+        self
+    }
+
+    /// How long a job that is cancelled, or whose [timeout](crate::Task::timeout) has passed, may go on after it was asked
+    /// to stop (see [`cancel_requested`](crate::worker::cancel_requested)) before its worker is killed. Default: 200 ms.
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.cancel_grace = grace;
+        self
+    }
+
+    /// Whether several jobs may be sent to a worker at a time, if the last ones of their task have proved short (together
+    /// less than a millisecond). It saves most of what tiny jobs cost, and each job still ends for itself. Default: yes.
+    pub fn batching(mut self, batches: bool) -> Self {
+        self.batches = batches;
         self
     }
 
@@ -121,7 +229,22 @@ impl Builder {
         self
     }
 
-    /// How long a worker may take from its start to its hello. Default: 30 seconds.
+    /// How much CPU time a worker may use in its life, in whole seconds (rounded up): then it dies of SIGXCPU, and its job
+    /// fails with [`WorkerDied`](crate::WorkerDied). With [`max_jobs_per_worker(1)`](Builder::max_jobs_per_worker) that is a
+    /// limit for each job. Default: no limit.
+    pub fn cpu_limit(mut self, time: Duration) -> Self {
+        self.cpu_limit = Some(time);
+        self
+    }
+
+    /// How many descriptors a worker may have open; it needs about eight for itself. Default: as many as this process.
+    pub fn open_files_limit(mut self, descriptors: u64) -> Self {
+        self.open_files_limit = Some(descriptors);
+        self
+    }
+
+    /// How long a worker may take from its start until it is ready: its hello, and the
+    /// [initializer](Builder::initializer). Default: 30 seconds.
     pub fn boot_deadline(mut self, deadline: Duration) -> Self {
         self.boot_deadline = deadline;
         self
@@ -142,11 +265,12 @@ impl Builder {
         self
     }
 
-    /// Makes the pool. No worker is started before there is a job for it.
+    /// Makes the pool. No worker is started before there is a job for it, but for the [least](Builder::min_size).
     ///
     /// # Errors
     /// A size of 0; a process that is itself a worker which nothing took up, or a worker too many pools deep (so that a
-    /// program which starts itself never does so without end); two tasks of one name; no thread or descriptor to be had.
+    /// program which starts itself never does so without end); two tasks of one name; arguments of an initializer that cannot
+    /// be encoded; no thread or descriptor to be had.
     pub fn build(self) -> Result<Pool, BuildError> {
         check_process()?;
         let size = self.size.unwrap_or_else(default_size);
@@ -156,6 +280,10 @@ impl Builder {
         let hello = HostHello {
             max_frame: self.max_message as u64,
             memory_limit: self.memory_limit,
+            cpu_limit: self
+                .cpu_limit
+                .map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0)),
+            open_files: self.open_files_limit,
             ..HostHello::default()
         };
         // Another program is another build by nature.
@@ -164,6 +292,17 @@ impl Builder {
             name: self.name,
             size,
             backlog: self.backlog,
+            min_size: self.min_size.min(size),
+            idle_timeout: self.idle_timeout,
+            when_full: self.when_full,
+            cancel_grace: self.cancel_grace,
+            initializer: self
+                .initializer
+                .transpose()
+                .map_err(BuildError::Initializer)?,
+            max_jobs: self.max_jobs,
+            max_memory: self.max_memory,
+            batches: self.batches,
             boot_deadline: self.boot_deadline,
             max_frame: self.max_message,
             pass_output: self.pass_output,

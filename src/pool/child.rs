@@ -30,7 +30,7 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::output::WorkerOutput;
-use super::wakeup::Wakeup;
+use super::wakeup::{self, Wakeup};
 use crate::error::{Exit, Usage};
 use crate::hook::{self, Collected, Ending};
 use crate::worker;
@@ -57,8 +57,6 @@ pub(super) enum Program {
 pub(super) struct Child {
     pub(super) process: Arc<Process>,
     pub(super) socket: OwnedFd,
-    /// The worker counts it up before each job that it begins. Read only when the worker has died.
-    pub(super) begun: OwnedFd,
     pub(super) output: WorkerOutput,
     pub(super) born: Instant,
 }
@@ -101,8 +99,19 @@ impl Launch {
             None,
         )?;
         let begun = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        send_with_descriptor(&socket, hello, begun.as_fd())?;
-        let wakeup = Wakeup::new()?;
+        let (requests, their_requests) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let attached = [begun.as_fd(), their_requests.as_fd()];
+        send_with_descriptors(&socket, hello, &attached)?;
+        let ends = Ends {
+            wakeup: Wakeup::new()?,
+            begun,
+            requests,
+        };
         let (output, stdout, stderr) = WorkerOutput::new()?;
         let child = self
             .command()
@@ -111,11 +120,10 @@ impl Launch {
             .stderr(Stdio::from(stderr))
             .process_group(0)
             .spawn()?;
-        let process = Arc::new(Process::of(child, wakeup)?);
+        let process = Arc::new(Process::of(child, ends)?);
         Ok(Child {
             process,
             socket,
-            begun,
             output,
             born: Instant::now(),
         })
@@ -178,17 +186,16 @@ fn own_program() -> PathBuf {
     }
 }
 
-/// Writes `bytes` with a descriptor attached.
-fn send_with_descriptor(
+/// Writes `bytes` with descriptors attached.
+fn send_with_descriptors(
     socket: &OwnedFd,
     bytes: &[u8],
-    descriptor: BorrowedFd<'_>,
+    descriptors: &[BorrowedFd<'_>; 2],
 ) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [descriptor];
-    let pushed = ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    debug_assert!(pushed, "the space is for one descriptor");
+    let pushed = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    debug_assert!(pushed, "the space is for two descriptors");
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
     // A socket that nobody has written to takes a hello of some hundred bytes whole.
@@ -203,10 +210,19 @@ fn send_with_descriptor(
 pub(super) struct Process {
     pid: Pid,
     pidfd: OwnedFd,
-    /// Wakes the waiter that watches it.
-    pub(super) wakeup: Wakeup,
+    ends: Ends,
     /// Whether we have killed it: it was alive until then.
     killed: AtomicBool,
+}
+
+/// What whoever has the pool's lock needs of a worker besides its pidfd.
+pub(super) struct Ends {
+    /// Wakes the waiter that watches it.
+    wakeup: Wakeup,
+    /// The worker counts it up when it begins with a call.
+    begun: OwnedFd,
+    /// Asks it to stop a call.
+    requests: OwnedFd,
 }
 
 /// How a process ended.
@@ -258,14 +274,14 @@ fn host_peak() -> Option<u64> {
 }
 
 impl Process {
-    fn of(mut child: std::process::Child, wakeup: Wakeup) -> Result<Self, Stillborn> {
+    fn of(mut child: std::process::Child, ends: Ends) -> Result<Self, Stillborn> {
         let pid = Pid::from_child(&child);
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             // Dropping the standard library's `Child` neither kills nor waits.
             Ok(pidfd) => Ok(Process {
                 pid,
                 pidfd,
-                wakeup,
+                ends,
                 killed: AtomicBool::new(false),
             }),
             Err(why) => {
@@ -300,7 +316,37 @@ impl Process {
         }
         // For a worker that has left its group.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        self.wakeup.wake();
+        self.ends.wakeup.wake();
+    }
+
+    /// What wakes the waiter that watches it.
+    pub(super) fn wakeup(&self) -> &Wakeup {
+        &self.ends.wakeup
+    }
+
+    /// How many calls the worker has begun since this was asked last. Under the pool's lock.
+    pub(super) fn take_count(&self) -> u64 {
+        wakeup::count(&self.ends.begun)
+    }
+
+    /// Asks the worker to stop a call. A worker that has not looked for so long that there is no room is told nothing.
+    pub(super) fn request_stop(&self, call: u64) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let _ = rustix::net::send(&self.ends.requests, &call.to_ne_bytes(), flags);
+    }
+
+    /// How much memory the process has resident, in bytes. `None`: it is not known.
+    pub(super) fn resident_memory(&self) -> Option<u64> {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * rustix::param::page_size() as u64)
+    }
+
+    /// Whether the process is stopped, by a signal or a debugger.
+    pub(super) fn is_stopped(&self) -> bool {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
+        matches!(status, Ok(Some(_)))
     }
 
     /// Collects the process if it has ended. Under the pool's lock; never blocks. `None`: it has not ended.

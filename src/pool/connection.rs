@@ -5,6 +5,8 @@
 //! task may close it; the pidfd says what is true. But what a worker answered before it died counts, and so does the rest
 //! of an answer that the kernel still holds: [`Connection::drain`] reads it after the death.
 
+use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
+use super::backlog::Call;
 use super::child::{Child, Process};
+use super::job::{Job, Verdict};
 use super::output::WorkerOutput;
 use super::poll;
-use super::wakeup;
-use crate::wire::{FrameReader, ProtocolError};
+use crate::wire::{Answer, FrameReader, Message, ProtocolError};
 
 /// How long a worker may live on after its end of the socket was closed, before it is killed.
 const END_OF_FILE_GRACE: Duration = Duration::from_millis(200);
@@ -29,17 +32,57 @@ const DRAIN_AT_MOST: usize = 16 << 20;
 pub(super) struct Connection {
     pub(super) process: Arc<Process>,
     socket: OwnedFd,
-    begun: OwnedFd,
     pub(super) output: WorkerOutput,
     pub(super) born: Instant,
     /// What the worker has said and nobody has looked at yet.
     pub(super) reader: FrameReader,
-    /// How many answers came to jobs whose function was entered. The worker's own count is one higher while one runs.
-    pub(super) ran: u64,
-    /// How many answers came.
+    /// The calls that are with the worker, in their order.
+    pub(super) sent: VecDeque<Sent>,
+    /// How many of them, at the end, are not written to their end.
+    unwritten: usize,
+    /// How much of the first of those is written.
+    written: usize,
+    /// Jobs that it answered after its kill had been decided: they end when it is dead.
+    pub(super) late: Vec<(Job, Verdict, Instant)>,
+    /// How many calls it has answered.
     pub(super) answered: u64,
+    /// How many more calls it may be given; `None`: any number.
+    pub(super) calls_left: Option<u64>,
+    /// With so many calls left it is given more.
+    pub(super) refill_at: usize,
+    pub(super) alarms: Alarms,
+    /// Whether it takes several calls at a time, and takes them back.
+    pub(super) pipelines: bool,
+    /// When it last had nothing to do, or answered.
+    pub(super) last: Instant,
     /// Where its memory control group counts those that were killed for their memory.
     pub(super) oom_count: Option<PathBuf>,
+}
+
+/// When something is to be done about the first call if it has not been answered by then.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Alarms {
+    /// The worker is killed.
+    pub(super) kill: Option<Instant>,
+    /// The call's time is up.
+    pub(super) timeout: Option<Instant>,
+    /// It is looked whether the worker has begun at all.
+    pub(super) look: Option<Instant>,
+}
+
+impl Alarms {
+    pub(super) fn first(&self) -> Option<Instant> {
+        [self.kill, self.timeout, self.look]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+/// A call that is with the worker.
+pub(super) struct Sent {
+    pub(super) call: Call,
+    pub(super) at: Instant,
 }
 
 /// What a wait ended with.
@@ -63,36 +106,81 @@ impl Connection {
         let Child {
             process,
             socket,
-            begun,
             output,
             born,
         } = child;
-        let reader = FrameReader::new(max_frame);
         Connection {
             process,
             socket,
-            begun,
             output,
             born,
-            reader,
-            ran: 0,
+            reader: FrameReader::new(max_frame),
+            sent: VecDeque::new(),
+            unwritten: 0,
+            written: 0,
+            late: Vec::new(),
             answered: 0,
+            calls_left: None,
+            refill_at: 0,
+            alarms: Alarms::default(),
+            pipelines: false,
+            last: born,
             oom_count: None,
         }
     }
 
-    /// Blocks until something happens, and meanwhile writes what is `unwritten`.
-    pub(super) fn wait(&mut self, unwritten: &mut &[u8], deadline: Option<Instant>) -> Event {
+    /// Puts a call behind those that are to be written.
+    pub(super) fn push(&mut self, call: Call, at: Instant) {
+        self.sent.push_back(Sent { call, at });
+        self.unwritten += 1;
+    }
+
+    /// Whether the first call has been written to its end.
+    pub(super) fn first_is_written(&self) -> bool {
+        self.unwritten < self.sent.len()
+    }
+
+    /// The answer in the next frame, if there is a whole one, and the call that it is to. `None` too for what is no answer,
+    /// and may be passed over.
+    pub(super) fn next_answer(&mut self) -> Result<Option<(Sent, Answer<'_>)>, ProtocolError> {
+        if !self.reader.has_frame()? || self.sent.is_empty() {
+            return Ok(None);
+        }
+        if !self.first_is_written() {
+            return Err(ProtocolError::new(
+                "it answered before it had read the call",
+            ));
+        }
+        let frame = self.reader.next_frame()?.expect("there is one");
+        let answer = match Message::parse(frame)? {
+            Message::Answer(answer) => answer,
+            Message::Notification { .. } => return Ok(None), // from a later version
+            Message::Call { .. } => return Err(ProtocolError::new("it sent a call")),
+        };
+        let expected = self.sent[0].call.key.id;
+        if answer.id != expected {
+            return Err(ProtocolError::new(format!(
+                "it answered job {} instead of {expected}",
+                answer.id
+            )));
+        }
+        self.answered += 1;
+        let sent = self.sent.pop_front().expect("the first is written");
+        Ok(Some((sent, answer)))
+    }
+
+    /// Blocks until something happens, and meanwhile writes what is to be written.
+    pub(super) fn wait(&mut self, deadline: Option<Instant>) -> Event {
         loop {
             match self.reader.has_frame() {
                 Ok(true) => return Event::Frame,
                 Ok(false) => {}
                 Err(error) => return Event::Garbage(error),
             }
-            if self.write(unwritten).is_err() {
+            if self.write().is_err() {
                 return Event::Closed;
             }
-            let ready = self.poll(!unwritten.is_empty(), deadline);
+            let ready = self.poll(self.unwritten > 0, deadline);
             if ready.socket {
                 match self.read() {
                     Ok(0) if ready.process => return Event::Died,
@@ -105,7 +193,7 @@ impl Connection {
             match ready {
                 Ready { process: true, .. } => return Event::Died,
                 Ready { wakeup: true, .. } => {
-                    self.process.wakeup.clear();
+                    self.process.wakeup().clear();
                     return Event::Woken;
                 }
                 Ready {
@@ -154,33 +242,44 @@ impl Connection {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
     }
 
-    /// Whether the worker had begun a job that it did not answer. For when it is dead.
-    pub(super) fn had_begun(&self) -> bool {
-        wakeup::count(&self.begun) > self.ran
-    }
-
-    /// Begins to count anew, between two jobs.
-    pub(super) fn recount(&mut self) {
-        wakeup::count(&self.begun);
-        self.ran = 0;
-    }
-
     /// Writes what goes without blocking.
-    fn write(&self, unwritten: &mut &[u8]) -> Result<(), Errno> {
-        while !unwritten.is_empty() {
+    fn write(&mut self) -> Result<(), Errno> {
+        while self.unwritten > 0 {
+            let first = self.sent.len() - self.unwritten;
+            let mut frames = self.sent.range(first..).map(|sent| &sent.call.frame[..]);
+            let rest = &frames.next().expect("there is one")[self.written..];
             // NOSIGNAL: the host may have SIGPIPE at its default, and a dead worker must not kill it.
-            match rustix::net::send(
-                &self.socket,
-                unwritten,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
-                Ok(n) => *unwritten = &unwritten[n..],
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let sent = if self.unwritten == 1 {
+                rustix::net::send(&self.socket, rest, flags)
+            } else {
+                let rest = std::iter::once(rest).chain(frames);
+                let slices: Vec<_> = rest.map(IoSlice::new).collect();
+                let nothing = &mut SendAncillaryBuffer::default();
+                rustix::net::sendmsg(&self.socket, &slices, nothing, flags)
+            };
+            match sent {
+                Ok(n) => self.advance(n),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// So many bytes more are written.
+    fn advance(&mut self, bytes: usize) {
+        self.written += bytes;
+        while self.unwritten > 0 {
+            let first = self.sent.len() - self.unwritten;
+            let length = self.sent[first].call.frame.len();
+            if self.written < length {
+                return;
+            }
+            self.written -= length;
+            self.unwritten -= 1;
+        }
     }
 
     /// Reads once, without blocking, into the reader.
@@ -198,7 +297,7 @@ impl Connection {
         let mut fds = [
             PollFd::from_borrowed_fd(self.socket.as_fd(), interest),
             PollFd::from_borrowed_fd(self.process.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.process.wakeup.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.process.wakeup().as_fd(), PollFlags::IN),
         ];
         poll(&mut fds, deadline);
         let [socket, process, wakeup] = fds.map(|fd| fd.revents());

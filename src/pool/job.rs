@@ -5,9 +5,11 @@
 //! what it was to be finished with says so when it is dropped.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use errback_deferred::Failure;
 
+use crate::task::Limits;
 use crate::wire;
 
 /// What a job ends with: the worker's answer, still in bytes and borrowed from the connection, or the reason why there
@@ -29,21 +31,21 @@ pub(crate) struct WorkerId(pub(super) u32);
 pub(crate) enum JobState {
     /// In the backlog.
     Queued,
-    /// Written to a worker's socket, or about to be; the worker may not have begun it.
+    /// Written to a worker's socket, or about to be, perhaps behind others; it is not known whether it has begun.
     Sent(WorkerId),
-    /// Known to have begun. (Seldom known: the worker's counter is read only when it died.)
-    #[allow(dead_code)]
-    // batches tell the job that runs from those behind it; until then `Sent` covers both
+    /// Known to have begun. The worker's counter tells, which is read when it matters: for a cancel, or after a while.
     Running(WorkerId),
     /// Finished, or about to be by the one who brought it here.
     Done,
 }
 
-/// Why a job that is out ends without its answer. Its worker is killed for it.
+/// Why a job that is out ends without its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
     /// Somebody cancelled it.
     Cancelled,
+    /// It ran past its timeout.
+    TimedOut,
     /// The pool was terminated.
     Closed,
 }
@@ -64,10 +66,12 @@ pub(crate) struct Job {
     chunk: bool,
     finish: Finish,
     resends: u8,
+    limits: Limits,
+    submitted: Instant,
 }
 
 impl Job {
-    /// A job from the frame of its call, whose number is not known yet.
+    /// A job from the frame of its call, whose number is not known yet. It is submitted now.
     pub(crate) fn new(task: &'static str, frame: Vec<u8>, chunk: bool, finish: Finish) -> Self {
         Job {
             id: 0,
@@ -76,7 +80,15 @@ impl Job {
             chunk,
             finish,
             resends: 0,
+            limits: Limits::default(),
+            submitted: Instant::now(),
         }
+    }
+
+    /// The same with limits of how long it may wait and run.
+    pub(crate) fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// The number in its pool, from 1; 0 before it has been submitted.
@@ -89,12 +101,28 @@ impl Job {
         self.task
     }
 
-    /// Whether it is many calls in one.
-    pub(super) fn is_chunk(&self) -> bool {
-        self.chunk
+    /// How long it may run.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.limits.timeout
     }
 
-    /// How often it was put back.
+    /// How long it may wait.
+    pub(super) fn expires(&self) -> Option<Duration> {
+        self.limits.expires
+    }
+
+    /// When it was submitted.
+    pub(super) fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
+    /// Whether it may be on a worker's socket with others: it is one call, is small, and nobody counts its time.
+    pub(super) fn goes_with_others(&self) -> bool {
+        const SMALL: usize = 4096;
+        !self.chunk && self.limits.timeout.is_none() && self.frame.len() <= SMALL
+    }
+
+    /// How often it was put back because a worker may have died of it.
     pub(super) fn resends(&self) -> u8 {
         self.resends
     }
@@ -110,10 +138,10 @@ impl Job {
         std::mem::take(&mut self.frame)
     }
 
-    /// The worker died before it began this.
-    pub(super) fn put_back(&mut self, frame: Vec<u8>) {
+    /// The worker died before it began this. `blamed`: it may have died of it.
+    pub(super) fn put_back(&mut self, frame: Vec<u8>, blamed: bool) {
         self.frame = frame;
-        self.resends += 1;
+        self.resends += u8::from(blamed);
     }
 
     /// Ends the job. What user code does in there (a result's `Deserialize`, a waker) may panic and harms nobody.

@@ -4,15 +4,24 @@
 //! worker holds and whether that process may still be killed; whether a job may be put back and whether somebody is there
 //! to take it. Nothing in here blocks, and no user code runs under the lock.
 
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::backlog::Backlog;
 use super::breaker::Breaker;
 use super::child::{Child, Process};
+use super::connection::Sent;
+use super::deadlines::{Deadlines, Due};
+use super::hand::{Ended, Hand, Stopped};
+use super::histogram::Histogram;
 use super::job::{Job, JobKey, JobState, Verdict, WorkerId};
+use super::pace::Paces;
 use crate::error::SpawnFailed;
+
+/// How often a job is sent again when its workers die before they begin it, and may have died of it.
+const RESENDS: u8 = 3;
 
 pub(super) struct State {
     pub(super) phase: Phase,
@@ -26,8 +35,12 @@ pub(super) struct State {
     pub(super) wanted: usize,
     /// Whether any worker has ever said hello. Before that they are started one at a time.
     pub(super) proven: bool,
-    /// Jobs that are to be cancelled at some time, if they are not done by then.
-    pub(super) notices: Vec<(Instant, JobKey)>,
+    /// How long the jobs of each task take.
+    pub(super) paces: Paces,
+    /// What is to happen to jobs at some time.
+    pub(super) deadlines: Deadlines,
+    /// Who waits for room in the backlog, in their order.
+    pub(super) in_line: VecDeque<Box<dyn FnOnce() + Send>>,
     /// Jobs that end with the pool; the supervisor fails them.
     pub(super) doomed: Vec<Job>,
     /// Processes that were killed and would not die in time; the supervisor collects them.
@@ -35,6 +48,8 @@ pub(super) struct State {
     /// To be called when the pool has ended.
     pub(super) on_end: Vec<Box<dyn FnOnce() + Send>>,
     pub(super) counts: Counts,
+    pub(super) queue_time: Histogram,
+    pub(super) run_time: Histogram,
 }
 
 /// What [`Stats`](super::Stats) says of the past.
@@ -45,6 +60,10 @@ pub(super) struct Counts {
     pub(super) spawned: u64,
     pub(super) died: u64,
     pub(super) resent: u64,
+    pub(super) recycled: u64,
+    pub(super) restarted: u64,
+    pub(super) cancelled: u64,
+    pub(super) timed_out: u64,
 }
 
 /// Where the pool is in its life. It only ever goes down this list.
@@ -68,8 +87,12 @@ pub(super) struct Place {
     pub(super) stage: Stage,
     /// From its spawn until it is reaped. Whoever kills, kills through here.
     pub(super) process: Option<Arc<Process>>,
-    /// The job that it holds.
-    pub(super) job: Option<JobKey>,
+    /// The jobs that it holds.
+    pub(super) hand: Hand,
+    /// Whether it takes calls back that it has not begun.
+    pub(super) pipelines: bool,
+    /// Whether there was a worker in this place before.
+    pub(super) used: bool,
     /// The supervisor has seen the process end. (A waiter that holds a job sees it by itself.)
     pub(super) dead: bool,
 }
@@ -86,25 +109,31 @@ pub(super) enum Stage {
     Starting,
     /// It takes jobs.
     Serving,
+    /// It was told to leave.
+    Leaving,
     /// The waiter's thread has ended, with the pool.
     Ended,
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(wanted: usize) -> Self {
         State {
             phase: Phase::Open,
             backlog: Backlog::new(),
             places: Vec::new(),
             idle: Vec::new(),
             breaker: Breaker::new(),
-            wanted: 0,
+            wanted,
             proven: false,
-            notices: Vec::new(),
+            paces: Paces::default(),
+            deadlines: Deadlines::new(),
+            in_line: VecDeque::new(),
             doomed: Vec::new(),
             undead: Vec::new(),
             on_end: Vec::new(),
             counts: Counts::default(),
+            queue_time: Histogram::default(),
+            run_time: Histogram::default(),
         }
     }
 
@@ -133,7 +162,12 @@ impl State {
 
     /// How many workers have nothing to do, or have just finished and will look for more in a moment.
     pub(super) fn available(&self) -> usize {
-        self.count(|place| place.is_serving() && place.job.is_none())
+        self.count(|place| place.is_serving() && place.hand.is_empty())
+    }
+
+    /// How many workers take jobs.
+    pub(super) fn serving(&self) -> usize {
+        self.count(Place::is_serving)
     }
 
     fn count(&self, is: impl Fn(&Place) -> bool) -> usize {
@@ -161,45 +195,153 @@ impl State {
             .failed(failed.into(), Instant::now(), jitter(), hopeless);
     }
 
-    /// A job that is out shall end by `verdict`, with its worker. In one critical section with the look at where the job
-    /// is: so the kill hits the process that holds it, and no job that came after it.
-    pub(super) fn condemn(&mut self, key: JobKey, verdict: Verdict) {
-        if let JobState::Sent(worker) | JobState::Running(worker) = self.backlog.state(key) {
-            self.backlog.condemn(key, verdict);
-            if let Some(process) = &self.place(worker).process {
-                process.kill();
+    /// A job that is out shall end by `verdict`: now, and the job is returned, if its worker has not begun it; else when
+    /// it stops, or when its worker is killed after `grace`. In one critical section with the look at where the job is: so
+    /// the kill hits the process that holds it, and no job that came after it.
+    pub(super) fn stop(&mut self, key: JobKey, verdict: Verdict, grace: Duration) -> Option<Job> {
+        let (JobState::Sent(id) | JobState::Running(id)) = self.backlog.state(key) else {
+            return None;
+        };
+        let State {
+            places, backlog, ..
+        } = self;
+        let place = &mut places[id.0 as usize];
+        if let Some(process) = &place.process {
+            // In this order; see docs/protocol.md, "Call".
+            process.request_stop(key.id);
+            place.hand.count(process.take_count(), id, backlog);
+        }
+        let now = Instant::now();
+        let revocable = place.pipelines && place.process.is_some();
+        match place
+            .hand
+            .stop(key, verdict, now.checked_add(grace), revocable, backlog)
+        {
+            Stopped::Ended(job) => return Some(job),
+            Stopped::Asked if grace.is_zero() => self.kill_overdue(id, now),
+            // The waiter looks when it has to kill.
+            Stopped::Asked => {
+                let process = place.process.as_ref();
+                process
+                    .into_iter()
+                    .for_each(|process| process.wakeup().wake());
             }
+            Stopped::Already => {}
+        }
+        None
+    }
+
+    /// Kills a worker for a job whose grace is over.
+    pub(super) fn kill_overdue(&mut self, id: WorkerId, now: Instant) {
+        let place = self.place(id);
+        if place.hand.kill_overdue(now)
+            && let Some(process) = &place.process
+        {
+            process.kill();
         }
     }
 
-    /// Takes out the notices that are due; when the next one is.
-    pub(super) fn due_notices(&mut self, now: Instant) -> (Vec<JobKey>, Option<Instant>) {
+    /// Looks whether a worker has begun the first of its jobs.
+    pub(super) fn has_begun(&mut self, id: WorkerId) -> bool {
         let State {
-            notices, backlog, ..
+            places, backlog, ..
         } = self;
-        notices.retain(|(_, job)| backlog.state(*job) != JobState::Done);
-        let due = notices
-            .extract_if(.., |(at, _)| *at <= now)
-            .map(|(_, job)| job)
-            .collect();
-        (due, notices.iter().map(|(at, _)| *at).min())
+        let place = &mut places[id.0 as usize];
+        if let Some(process) = &place.process {
+            place.hand.count(process.take_count(), id, backlog);
+        }
+        place.hand.has_begun()
     }
 
-    /// Whether a job that had not begun may be put back.
-    pub(super) fn may_resend(&mut self, key: JobKey, at_most: u8) -> bool {
-        let refused = matches!(
-            self.phase,
-            Phase::Closing(Closing {
-                drop_queued: true,
-                ..
-            })
-        );
-        !refused && !self.backlog.condemned(key) && self.backlog.resends(key) < at_most
+    /// Whoever waited for a worker is gone: takes its jobs out.
+    pub(super) fn abandon(&mut self, id: WorkerId) -> Vec<Job> {
+        let State {
+            places, backlog, ..
+        } = self;
+        places[id.0 as usize].hand.abandon(backlog)
+    }
+
+    /// A worker is dead: whether it had begun the first of its jobs.
+    pub(super) fn count_and_look(&mut self, id: WorkerId, process: &Process) -> bool {
+        let State {
+            places, backlog, ..
+        } = self;
+        let hand = &mut places[id.0 as usize].hand;
+        hand.count(process.take_count(), id, backlog);
+        hand.has_begun()
+    }
+
+    /// A worker is dead, and was counted for the last time. Jobs that it had not begun wait again; the others, `sent` has
+    /// them all, are returned to be ended.
+    pub(super) fn bury(&mut self, id: WorkerId, sent: &mut VecDeque<Sent>) -> Vec<Ended> {
+        let drops = self.phase.drops_queued();
+        let State {
+            places,
+            backlog,
+            counts,
+            ..
+        } = self;
+        let mut remains = places[id.0 as usize].hand.bury(backlog);
+        // If it had begun none, it may have died of the first.
+        let none_begun = !remains.ended.iter().any(|ended| ended.begun);
+        for (index, key) in remains.unbegun.iter().enumerate().rev() {
+            let blamed = none_begun && index == 0;
+            if drops || (blamed && backlog.resends(*key) >= RESENDS) {
+                remains.ended.push(Ended {
+                    job: backlog.take_out(*key),
+                    verdict: drops.then_some(Verdict::Closed),
+                    begun: false,
+                });
+                continue;
+            }
+            let frame = sent
+                .iter_mut()
+                .find(|sent| sent.call.key == *key)
+                .map(|sent| std::mem::take(&mut sent.call.frame));
+            backlog.resend(*key, frame.unwrap_or_default(), blamed);
+            counts.resent += 1;
+        }
+        counts.finished += remains.ended.len() as u64;
+        remains.ended
+    }
+
+    /// The next thing that is due for a job, or when there will be one.
+    pub(super) fn next_due(&mut self, now: Instant) -> Result<Due, Option<Instant>> {
+        self.deadlines
+            .pop_due(now)
+            .ok_or_else(|| self.deadlines.first())
+    }
+
+    /// Has something happen to a job at some time; whether that is before all else.
+    pub(super) fn schedule(&mut self, at: Instant, due: Due) -> bool {
+        let State {
+            deadlines, backlog, ..
+        } = self;
+        deadlines.add(at, due, |job| backlog.state(job) != JobState::Done)
+    }
+
+    /// Takes those out of the line for whom there is room now. `bound`: how many jobs may wait.
+    pub(super) fn admit(&mut self, bound: usize) -> Vec<Box<dyn FnOnce() + Send>> {
+        let room = match self.phase.is_closing() {
+            true => usize::MAX, // they are told by the next submit
+            false => bound.saturating_sub(self.backlog.queued()),
+        };
+        let admitted = room.min(self.in_line.len());
+        self.in_line.drain(..admitted).collect()
+    }
+
+    /// Counts a job that ends by a verdict.
+    pub(super) fn note_verdict(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Cancelled => self.counts.cancelled += 1,
+            Verdict::TimedOut => self.counts.timed_out += 1,
+            Verdict::Closed => {}
+        }
     }
 }
 
 /// From 0 to 1, from what the standard library seeds its hash maps with.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let random = RandomState::new().hash_one(0_u8);
     (random >> 11) as f64 / (1_u64 << 53) as f64
 }
@@ -209,7 +351,9 @@ impl Place {
         Place {
             stage: Stage::Vacant,
             process: None,
-            job: None,
+            hand: Hand::default(),
+            pipelines: false,
+            used: false,
             dead: false,
         }
     }
@@ -233,6 +377,11 @@ impl Phase {
 
     pub(super) fn is_closing(&self) -> bool {
         !self.is_open()
+    }
+
+    /// Whether jobs that wait are failed.
+    fn drops_queued(&self) -> bool {
+        matches!(self, Phase::Closing(closing) if closing.drop_queued)
     }
 
     /// When what is left is to be killed.

@@ -33,7 +33,8 @@ use errback_deferred::Failure;
 use rustix::event::{PollFd, PollFlags};
 
 use super::child::{Child, Process, Stillborn};
-use super::job::{Job, JobKey, Verdict, WorkerId};
+use super::deadlines::Due;
+use super::job::{Job, Verdict, WorkerId};
 use super::state::{Phase, Place, Stage, State};
 use super::waiter::Waiter;
 use super::{Shared, poll, thread_name};
@@ -55,8 +56,8 @@ pub(super) struct Supervisor {
 struct Step {
     /// Jobs to fail, and why.
     fail: Vec<(Job, Failure)>,
-    /// Jobs to cancel.
-    cancel: Vec<JobKey>,
+    /// What is due for jobs.
+    due: Vec<Due>,
     next: Next,
 }
 
@@ -96,9 +97,12 @@ impl Supervisor {
             step.fail
                 .into_iter()
                 .for_each(|(job, failure)| job.fail(failure));
-            step.cancel
-                .into_iter()
-                .for_each(|job| self.shared.cancel(job));
+            for due in step.due {
+                match due {
+                    Due::Expire(job) => self.shared.expire(job),
+                    Due::Cancel(job) => self.shared.cancel(job),
+                }
+            }
             match step.next {
                 Next::Start(id) => self.start(id),
                 Next::Wait(until) => self.wait(until),
@@ -119,7 +123,13 @@ impl Supervisor {
             kill_all(&mut state);
             until = None;
         }
-        let (cancel, notice) = state.due_notices(now);
+        let mut due = Vec::new();
+        let next_due = loop {
+            match state.next_due(now) {
+                Ok(it) => due.push(it),
+                Err(next) => break next,
+            }
+        };
         let mut fail = self.take_doomed(&mut state);
         fail.extend(take_hopeless(&mut state, now));
         if state.is_running_out() {
@@ -130,10 +140,15 @@ impl Supervisor {
             Err(_) if has_ended(&state) => Next::End,
             Err(pause) => {
                 let orphans = (!self.orphans.is_empty()).then(|| now + ORPHANS);
-                Next::Wait([until, notice, pause, orphans].into_iter().flatten().min())
+                Next::Wait(
+                    [until, next_due, pause, orphans]
+                        .into_iter()
+                        .flatten()
+                        .min(),
+                )
             }
         };
-        Step { fail, cancel, next }
+        Step { fail, due, next }
     }
 
     fn take_doomed(&self, state: &mut State) -> Vec<(Job, Failure)> {
@@ -218,6 +233,8 @@ impl Supervisor {
         let place = state.place(id);
         place.process = Some(Arc::clone(&process));
         place.stage = Stage::Handed(Box::new(child));
+        let again = std::mem::replace(&mut place.used, true);
+        state.counts.restarted += u64::from(again);
         drop(state);
         if let Err(why) = self.wake_waiter(id) {
             self.give_up(&process);
@@ -342,13 +359,8 @@ fn take_hopeless(state: &mut State, now: Instant) -> Vec<(Job, Failure)> {
 
 /// Step 4.
 fn kill_all(state: &mut State) {
-    let State {
-        places, backlog, ..
-    } = state;
-    for place in places {
-        if let Some(job) = place.job {
-            backlog.condemn(job, Verdict::Closed);
-        }
+    for place in &mut state.places {
+        place.hand.condemn(Verdict::Closed);
         if let Some(process) = &place.process {
             process.kill();
         }

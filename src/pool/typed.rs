@@ -1,13 +1,19 @@
 //! Between a job, which is bytes, and a task, which has types.
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
 use errback_deferred::Failure;
 
-use super::job::{Job, Outcome};
+use super::backlog::Call;
+use super::job::{Job, JobKey, Outcome};
 use super::{JobHandle, Pool};
 use crate::error::{
     EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
 };
-use crate::task::Task;
+use crate::task::{Limits, Task};
 use crate::wire::{self, ErrorKind, RemoteErrorBody};
 
 /// What a job's result is handed to. It is called once, on a thread of the pool or on the caller's own.
@@ -18,6 +24,7 @@ impl<T, S: FnOnce(Result<T, Failure>) + Send + 'static> Sink<T> for S {}
 /// A call of a task, encoded, whose result is a `T`; it only lacks what is to be done with that.
 pub(crate) struct Encoded<T> {
     task: &'static str,
+    limits: Limits,
     frame: Vec<u8>,
     /// Of how many items it is a chunk.
     items: Option<usize>,
@@ -26,15 +33,22 @@ pub(crate) struct Encoded<T> {
 
 impl<T: 'static> Encoded<T> {
     /// The job that hands its result to `sink`.
-    pub(crate) fn job(self, sink: impl Sink<T>) -> Job {
+    fn job(self, failed: Arc<AtomicU64>, sink: impl Sink<T>) -> Job {
         let Encoded {
             task,
+            limits,
             frame,
             items,
             decode,
         } = self;
-        let finish = move |outcome: Outcome<'_>| sink(decode(task, items.unwrap_or(1), outcome));
-        Job::new(task, frame, items.is_some(), Box::new(finish))
+        let finish = move |outcome: Outcome<'_>| {
+            let result = decode(task, items.unwrap_or(1), outcome);
+            if result.is_err() {
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+            sink(result);
+        };
+        Job::new(task, frame, items.is_some(), Box::new(finish)).with_limits(limits)
     }
 }
 
@@ -60,6 +74,7 @@ impl Pool {
         let frame = wire::encode_call(0, name, args, self.shared().settings.max_frame)?;
         Ok(Encoded {
             task: name,
+            limits: task.limits(),
             frame,
             items: None,
             decode: |task, _, outcome| decode::<F>(task, outcome),
@@ -77,21 +92,77 @@ impl Pool {
         let frame = wire::encode_chunk(0, name, chunk, self.shared().settings.max_frame)?;
         Ok(Encoded {
             task: name,
+            limits: task.limits(),
             frame,
             items: Some(chunk.len()),
             decode: decode_chunk::<F>,
         })
     }
 
-    /// Submits a job; one that is refused fails right here.
-    pub(crate) fn submit(&self, job: Job) -> Option<JobHandle> {
-        match self.shared().submit(job) {
+    /// Submits a call, whose result goes to `sink`; one that is refused fails right here.
+    pub(crate) fn submit<T: 'static>(
+        &self,
+        call: Encoded<T>,
+        sink: impl Sink<T>,
+    ) -> Option<JobHandle> {
+        match self
+            .shared()
+            .submit(call.job(Arc::clone(&self.shared().failed), sink))
+        {
             Ok(handle) => Some(handle),
             Err(refused) => {
                 refused.job.fail(refused.why);
                 None
             }
         }
+    }
+}
+
+/// What a worker is made ready with: a call of a task before all others.
+#[derive(Clone)]
+pub(super) struct Initializer {
+    task: &'static str,
+    frame: Vec<u8>,
+    failure: fn(&'static str, RemoteErrorBody) -> Failure,
+}
+
+impl Initializer {
+    pub(super) fn new<F: Task>(task: F, args: &F::Args) -> Result<Self, EncodeError> {
+        task.entry();
+        Ok(Initializer {
+            task: task.name(),
+            frame: wire::encode_call(0, task.name(), args, wire::MAX_FRAME)?,
+            failure: |task, body| decode_failure::<F>(task, body),
+        })
+    }
+
+    /// The call, which has the number 0.
+    pub(super) fn call(&self) -> Call {
+        Call {
+            key: JobKey {
+                index: u32::MAX,
+                id: 0,
+            },
+            task: self.task,
+            frame: self.frame.clone(),
+            timeout: None,
+            submitted: Instant::now(),
+            with_others: false,
+        }
+    }
+
+    /// Why the worker is not ready, if it is not.
+    pub(super) fn failure(&self, outcome: wire::Outcome<'_>) -> Option<Failure> {
+        match outcome {
+            wire::Outcome::Value(_) => None,
+            wire::Outcome::Error(body) => Some((self.failure)(self.task, body)),
+        }
+    }
+}
+
+impl fmt::Debug for Initializer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Initializer").field(&self.task).finish()
     }
 }
 

@@ -9,10 +9,17 @@
 //! 2. Its process group is killed: what the job left behind dies with it.
 //! 3. Its death is awaited, outside the lock; then it is collected under the lock, without blocking. From here on nobody
 //!    can kill it any more.
-//! 4. Its stderr is read to the end, for its last words, and its counter, which tells whether the job had begun.
-//! 5. Under the lock: the job that it held is put back (it had not begun), or taken out to be failed; the place is vacant
-//!    and the supervisor is told.
+//! 4. Its stderr is read to the end, for its last words, and its counter, which tells which job it had begun.
+//! 5. Under the lock: the jobs that it had not begun are put back, and the one that it had is taken out to be failed; the
+//!    place is vacant and the supervisor is told.
 //! 6. Outside the lock the job is failed. So when its Deferred fires, the process is gone.
+//!
+//! # A job that is to stop, in this order
+//! Somebody cancels it, or its timeout passes, which its waiter sees.
+//! 1. Under the lock: the worker is asked to stop this job, and then its counter is read. If it had not begun the job, it
+//!    never will, and the job ends here.
+//! 2. Otherwise the waiter waits on. An answer that comes now ends the job, but its content means nothing. The worker lives.
+//! 3. When the grace is over the worker is killed, under the lock, which still knows the job to be with it; and buried.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,23 +27,23 @@ use std::time::{Duration, Instant};
 
 use errback_deferred::{CancelledError, Failure};
 
-use super::backlog::{Call, Completed};
 use super::cgroup::oom_count_of_zombie;
-use super::child::{Child, Ended};
-use super::connection::{Connection, Event};
+use super::child::{Child, Ended as EndedProcess};
+use super::connection::{Alarms, Connection, Event};
+use super::hand::{Answered, Ended};
 use super::job::{Job, Outcome, Verdict, WorkerId};
-use super::{Next, Shared};
-use crate::error::{Exit, PoolClosed, SpawnFailed, SpawnFailure, Usage, WorkerDied};
-use crate::wire::{self, Answer, ErrorKind, Message, ProtocolError, WorkerHello};
+use super::{Leave, Next, Shared};
+use crate::error::{Exit, PoolClosed, SpawnFailed, SpawnFailure, TimedOut, Usage, WorkerDied};
+use crate::wire::{self, Message, ProtocolError, WorkerHello};
 
-/// How often a job that had not begun is sent again.
-const RESENDS: u8 = 3;
-/// How long an idle worker may take to leave when the pool closes.
+/// How long an idle worker may take to leave when it is told to.
 const RETIRE_GRACE: Duration = Duration::from_secs(1);
 /// How long a killed process may take to die. Only one in an uninterruptible system call takes any time.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// A worker that dies sooner than this, without having begun a job, has failed to start.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked whether a worker that has not begun its job is stopped (by SIGSTOP): then it never will.
+const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) struct Waiter {
     pub(super) shared: Arc<Shared>,
@@ -45,20 +52,14 @@ pub(super) struct Waiter {
 
 /// Why a waiter buries its worker.
 enum End {
-    /// The pool closes, and there is nothing to do any more.
-    Retired,
+    /// It was told to leave: there is nothing for it to do, or it has done enough.
+    Retired(Leave),
     /// It never became a worker. `None`: because it ended.
     NotStarted(Option<SpawnFailure>),
-    /// It died, or was killed by someone, while idle or over this call.
-    Died(Option<Sent>),
-    /// It broke the rules; we kill it. A job that it held fails for that reason.
-    Broke(Option<Sent>, ProtocolError),
-}
-
-/// A call that is with the worker.
-struct Sent {
-    call: Call,
-    at: Instant,
+    /// It died, or is being killed, while idle or over its calls.
+    Died,
+    /// It broke the rules; we kill it. The job that it ran fails for that reason.
+    Broke(ProtocolError),
 }
 
 impl Waiter {
@@ -87,20 +88,58 @@ impl Waiter {
     fn greet(&self, worker: &mut Connection) -> Result<(), End> {
         let deadline = worker.born + self.shared.settings.boot_deadline;
         loop {
-            match worker.wait(&mut &[][..], Some(deadline)) {
+            match worker.wait(Some(deadline)) {
                 Event::Frame => {
                     self.check_hello(worker)
                         .map_err(|why| End::NotStarted(Some(why)))?;
+                    worker.calls_left = self.shared.calls_for_a_worker();
                     // By now a command in between has put it where it is to be.
                     worker.oom_count = self.shared.oom_kills.watch(Some(worker.process.pid()));
-                    self.shared.enter_service(self.id);
-                    return Ok(());
+                    break;
                 }
                 Event::Woken if self.shared.is_wanted() => {}
-                Event::Woken => return Err(End::Retired),
+                Event::Woken => return Err(End::Retired(Leave::Unwanted)),
                 Event::Died => return Err(End::NotStarted(None)),
                 Event::Closed if worker.ends_soon() => return Err(End::NotStarted(None)),
                 Event::Closed => return Err(not_a_worker("it closed its standard input")),
+                Event::Late => {
+                    let why = SpawnFailure::Silent(self.shared.settings.boot_deadline);
+                    return Err(End::NotStarted(Some(why)));
+                }
+                Event::Garbage(error) => return Err(not_a_worker(error)),
+            }
+        }
+        self.initialize(worker, deadline)?;
+        self.shared.enter_service(self.id, worker.pipelines);
+        Ok(())
+    }
+
+    /// Runs the initializer, if there is one, as the first call.
+    fn initialize(&self, worker: &mut Connection, deadline: Instant) -> Result<(), End> {
+        let Some(initializer) = &self.shared.settings.initializer else {
+            return Ok(());
+        };
+        worker.push(initializer.call(), Instant::now());
+        loop {
+            match worker.wait(Some(deadline)) {
+                Event::Frame => match worker.next_answer() {
+                    Ok(Some((_, answer))) => {
+                        let why = initializer.failure(answer.outcome);
+                        worker.answered = 0;
+                        worker.process.take_count();
+                        return match why {
+                            None => Ok(()),
+                            Some(why) => Err(End::NotStarted(Some(SpawnFailure::Initializer(why)))),
+                        };
+                    }
+                    Ok(None) => {}
+                    Err(error) => return Err(not_a_worker(error)),
+                },
+                Event::Woken if self.shared.is_wanted() => {}
+                Event::Woken => return Err(End::Retired(Leave::Unwanted)),
+                Event::Died => return Err(End::NotStarted(None)),
+                Event::Closed if worker.ends_soon() => return Err(End::NotStarted(None)),
+                Event::Closed => return Err(not_a_worker("it closed its connection")),
                 Event::Late => {
                     let why = SpawnFailure::Silent(self.shared.settings.boot_deadline);
                     return Err(End::NotStarted(Some(why)));
@@ -126,6 +165,7 @@ impl Waiter {
             );
             return Err(SpawnFailure::NotAWorker(what));
         }
+        worker.pipelines = hello.pipeline > 1;
         match &self.shared.settings.build {
             Some(ours) if *ours != hello.build => Err(SpawnFailure::BuildMismatch {
                 ours: ours.clone(),
@@ -138,136 +178,214 @@ impl Waiter {
     /// Job after job, until the worker or the pool ends.
     fn serve(&self, worker: &mut Connection) -> End {
         loop {
-            match self.shared.next_job(self.id) {
-                Next::Call(call) => {
-                    let sent = Sent {
-                        call,
-                        at: Instant::now(),
-                    };
-                    if let Err(end) = self.call(worker, sent) {
+            if worker.sent.is_empty() && self.shared.is_worn_out(worker) {
+                return End::Retired(Leave::WornOut);
+            }
+            match self.shared.next_jobs(self.id, worker) {
+                Next::Jobs => {
+                    if let Err(end) = self.work(worker) {
                         return end;
                     }
-                    if !worker.reader.is_empty() {
-                        return End::Broke(
-                            None,
-                            ProtocolError::new("it said more than its answer"),
-                        );
-                    }
                 }
-                Next::Died => return End::Died(None),
-                Next::Close => return End::Retired,
+                Next::Died => return End::Died,
+                Next::Leave(why) => return End::Retired(why),
             }
         }
     }
 
-    /// Sends one job, and finishes it with the answer.
-    fn call(&self, worker: &mut Connection, sent: Sent) -> Result<(), End> {
-        let mut unwritten = &sent.call.frame[..];
-        let end = loop {
-            match worker.wait(&mut unwritten, None) {
-                Event::Frame if unwritten.is_empty() => match self.answer(worker, &sent.call) {
-                    Ok(Answered::Finished) => {
-                        // Of a chunk one cannot tell from the answer whether any function was entered.
-                        if sent.call.chunk {
-                            worker.recount();
-                        }
-                        return Ok(());
-                    }
-                    Ok(Answered::NotYet) => {}
-                    Ok(Answered::TooLate) => break None,
-                    Err(error) => break Some(error),
-                },
-                Event::Frame => {
-                    break Some(ProtocolError::new(
-                        "it answered before it had read the call",
-                    ));
+    /// Sends calls and finishes jobs with the answers, until it is time for more calls.
+    fn work(&self, worker: &mut Connection) -> Result<(), End> {
+        self.set_alarms(worker);
+        loop {
+            match worker.wait(worker.alarms.first()) {
+                Event::Frame => self.answers(worker)?,
+                Event::Woken => worker.alarms.kill = self.shared.kill_at(self.id),
+                Event::Late => self.alarm(worker)?,
+                Event::Died => return Err(End::Died),
+                Event::Closed if worker.ends_soon() => return Err(End::Died),
+                Event::Closed => {
+                    return Err(End::Broke(ProtocolError::new("it closed its connection")));
                 }
-                Event::Woken if self.shared.is_condemned(sent.call.key) => break None,
-                Event::Woken | Event::Late => {}
-                Event::Died => break None,
-                Event::Closed if worker.ends_soon() => break None,
-                Event::Closed => break Some(ProtocolError::new("it closed its connection")),
-                Event::Garbage(error) => break Some(error),
+                Event::Garbage(error) => return Err(End::Broke(error)),
             }
-        };
-        Err(match end {
-            None => End::Died(Some(sent)),
-            Some(error) => End::Broke(Some(sent), error),
-        })
-    }
-
-    /// Looks at the frame that is in the reader.
-    fn answer(&self, worker: &mut Connection, call: &Call) -> Result<Answered, ProtocolError> {
-        let Some(frame) = worker.reader.next_frame()? else {
-            return Ok(Answered::NotYet);
-        };
-        let answer = match Message::parse(frame)? {
-            Message::Answer(answer) => answer,
-            Message::Notification { .. } => return Ok(Answered::NotYet), // from a later version
-            Message::Call { .. } => return Err(ProtocolError::new("it sent a call")),
-        };
-        self.check_id(&answer, call)?;
-        worker.answered += 1;
-        worker.ran += u64::from(has_run(&answer.outcome));
-        match self
-            .shared
-            .complete(self.id, call.key, worker.answered == 1)
-        {
-            Completed::Finish(job) => job.finish(Outcome::Answer(answer.outcome)),
-            Completed::Condemned => return Ok(Answered::TooLate),
+            if worker.sent.len() <= worker.refill_at {
+                break;
+            }
         }
-        Ok(Answered::Finished)
-    }
-
-    fn check_id(&self, answer: &Answer<'_>, call: &Call) -> Result<(), ProtocolError> {
-        match answer.id == call.key.id {
-            true => Ok(()),
-            false => Err(ProtocolError::new(format!(
-                "it answered job {} instead of {}",
-                answer.id, call.key.id
+        match worker.sent.is_empty() && !worker.reader.is_empty() {
+            true => Err(End::Broke(ProtocolError::new(
+                "it said more than its answer",
             ))),
+            false => Ok(()),
         }
+    }
+
+    /// Finishes the jobs whose answers are in the reader.
+    fn answers(&self, worker: &mut Connection) -> Result<(), End> {
+        let now = Instant::now();
+        while worker.reader.has_frame().map_err(End::Broke)? && !worker.sent.is_empty() {
+            if !self.answer(worker, now).map_err(End::Broke)? {
+                return Err(End::Died);
+            }
+        }
+        self.set_alarms(worker);
+        // A worker that talks without end must not keep its job's time from being up.
+        match worker.alarms.first() {
+            Some(at) if at <= now => self.alarm(worker),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at the frame that is in the reader. `false`: the worker is being killed.
+    fn answer(&self, worker: &mut Connection, now: Instant) -> Result<bool, ProtocolError> {
+        let (first, last) = (worker.answered == 0, worker.last);
+        let Some((sent, answer)) = worker.next_answer()? else {
+            return Ok(true);
+        };
+        let took = now.saturating_duration_since(sent.at.max(last));
+        let answered = self.shared.complete(self.id, &sent, first, took);
+        match answered {
+            Answered::Finish(job) => job.finish(Outcome::Answer(answer.outcome)),
+            Answered::Stopped(job, verdict) => {
+                let failure = self.given_up(&job, verdict, sent.at, None);
+                job.fail(failure);
+            }
+            Answered::Dropped => {}
+            Answered::TooLate(job, verdict) => {
+                worker.late.push((job, verdict, sent.at));
+                return Ok(false);
+            }
+        }
+        worker.last = now;
+        Ok(true)
+    }
+
+    /// Sets the alarms for the call that is now the first.
+    fn set_alarms(&self, worker: &mut Connection) {
+        let Some(sent) = worker.sent.front() else {
+            worker.alarms = Alarms::default();
+            return;
+        };
+        let begin = sent.at.max(worker.last);
+        worker.alarms = Alarms {
+            kill: worker
+                .alarms
+                .kill
+                .and_then(|_| self.shared.kill_at(self.id)),
+            timeout: sent
+                .call
+                .timeout
+                .and_then(|timeout| sent.at.checked_add(timeout)),
+            look: Some(begin + LOOK),
+        };
+    }
+
+    /// The time has come to do something about the first call.
+    fn alarm(&self, worker: &mut Connection) -> Result<(), End> {
+        let now = Instant::now();
+        let is_due = |alarm: Option<Instant>| alarm.is_some_and(|at| at <= now);
+        let Some(sent) = worker.sent.front() else {
+            return Ok(());
+        };
+        if is_due(worker.alarms.kill) {
+            // Its death is what happens next.
+            worker.alarms.kill = None;
+            self.shared.kill_overdue(self.id);
+        }
+        if is_due(worker.alarms.timeout) {
+            worker.alarms.timeout = None;
+            if let Some(job) = self.shared.time_out(sent.call.key) {
+                let failure = self.given_up(&job, Verdict::TimedOut, sent.at, None);
+                job.fail(failure);
+            }
+            worker.alarms.kill = self.shared.kill_at(self.id);
+        }
+        if is_due(worker.alarms.look) {
+            worker.alarms.look = None;
+            if !self.shared.has_begun(self.id) {
+                if worker.process.is_stopped() {
+                    return Err(End::Died);
+                }
+                worker.alarms.look = Some(now + LOOK);
+            }
+        }
+        Ok(())
     }
 
     /// See the top of this file.
     fn bury(&self, mut worker: Connection, end: End) {
-        if let End::Retired = end {
+        if let End::Retired(_) = end {
+            self.shared.take_leave(self.id);
             worker.close();
             worker.ends_within(RETIRE_GRACE);
         }
         let end = self.hear_out(&mut worker, end); // 1
         self.shared.kill(self.id); // 2
-        let (ended, oom_killed) = self.collect(&worker); // 3
-        let stderr = self.shared.output.bury(&worker.output); // 4
-        let begun = worker.had_begun();
+        let (process, oom_killed) = self.collect(&worker); // 3
         let death = Death {
-            exit: ended.exit,
-            usage: ended.usage(),
+            exit: process.exit,
+            usage: process.usage(),
             oom_killed,
-            stderr,
-            begun,
-            worker: &worker,
+            stderr: self.shared.output.bury(&worker.output), // 4
+            pid: worker.process.pid(),
         };
-        let failed = self.failed_start(&end, &death);
+        let mut state = self.shared.state.lock(); // 5
+        let begun = state.count_and_look(self.id, &worker.process);
+        let young = !begun && worker.answered == 0 && worker.born.elapsed() < PROVEN_AFTER;
+        let failed = self.failed_start(&end, &death, young);
         match end {
-            End::Died(Some(sent)) => self.bury_with_job(sent, None, death, failed), // 5, 6
-            End::Broke(Some(sent), error) => self.bury_with_job(sent, Some(error), death, failed),
-            end => {
-                let mut state = self.shared.state.lock();
-                state.counts.died += u64::from(!matches!(end, End::Retired));
-                self.shared.vacate(&mut state, self.id, failed);
-            }
+            End::Retired(Leave::WornOut) => state.counts.recycled += 1,
+            End::Retired(_) => {}
+            _ => state.counts.died += 1,
+        }
+        let ended = state.bury(self.id, &mut worker.sent);
+        state.counts.finished += worker.late.len() as u64;
+        let verdicts = ended.iter().filter_map(|ended| ended.verdict);
+        let verdicts: Vec<_> = verdicts
+            .chain(worker.late.iter().map(|late| late.1))
+            .collect();
+        verdicts
+            .into_iter()
+            .for_each(|verdict| state.note_verdict(verdict));
+        if !ended.is_empty() || !worker.sent.is_empty() {
+            self.shared.rouse_one(&mut state);
+        }
+        self.shared.vacate(&mut state, self.id, failed);
+        drop(state);
+        self.fail_all(worker, ended, &end, &death); // 6
+    }
+
+    /// Ends the jobs that end with a worker.
+    fn fail_all(&self, worker: Connection, ended: Vec<Ended>, end: &End, death: &Death) {
+        for (job, verdict, at) in worker.late {
+            let failure = self.given_up(&job, verdict, at, Some(death.pid));
+            job.fail(failure);
+        }
+        for Ended {
+            job,
+            verdict,
+            begun,
+        } in ended
+        {
+            let sent = worker.sent.iter().find(|sent| sent.call.key.id == job.id());
+            let at = sent.map_or(worker.last, |sent| sent.at);
+            let failure = match (verdict, end) {
+                (Some(verdict), _) => self.given_up(&job, verdict, at, Some(death.pid)),
+                (None, End::Broke(error)) => error.clone().into(),
+                (None, _) => death.of_job(&job, begun, at).into(),
+            };
+            job.fail(failure);
         }
     }
 
     /// Whether this was the end of a worker that never was one.
-    fn failed_start(&self, end: &End, death: &Death<'_>) -> Option<SpawnFailed> {
+    fn failed_start(&self, end: &End, death: &Death, young: bool) -> Option<SpawnFailed> {
         let reason = match end {
-            End::Retired => return None,
+            End::Retired(_) => return None,
             End::NotStarted(Some(reason)) => reason.clone(),
             End::NotStarted(None) => SpawnFailure::Ended(death.exit),
-            End::Died(_) | End::Broke(..) if death.is_young() => SpawnFailure::Ended(death.exit),
-            End::Died(_) | End::Broke(..) => return None,
+            End::Died | End::Broke(_) if young => SpawnFailure::Ended(death.exit),
+            End::Died | End::Broke(_) => return None,
         };
         let program = self.shared.settings.launch.name();
         Some(SpawnFailed {
@@ -278,24 +396,21 @@ impl Waiter {
         })
     }
 
-    /// Finishes the job after all if its answer had been sent before the death.
+    /// Finishes the jobs whose answers had been sent before the death.
     fn hear_out(&self, worker: &mut Connection, end: End) -> End {
-        let End::Died(Some(sent)) = end else {
+        let End::Died = end else {
             return end;
         };
-        while worker.drain() {
-            match self.answer(worker, &sent.call) {
-                Ok(Answered::NotYet) => {}
-                Ok(Answered::Finished) => return End::Died(None),
-                Ok(Answered::TooLate) => break,
-                Err(error) => return End::Broke(Some(sent), error),
+        while !worker.sent.is_empty() && worker.drain() {
+            if let Err(error) = self.answer(worker, Instant::now()) {
+                return End::Broke(error);
             }
         }
-        End::Died(Some(sent))
+        End::Died
     }
 
     /// Waits for the death and takes the exit status; and whether the kernel killed it for its memory.
-    fn collect(&self, worker: &Connection) -> (Ended, bool) {
+    fn collect(&self, worker: &Connection) -> (EndedProcess, bool) {
         worker.ends_within(KILL_PATIENCE);
         let place = oom_count_of_zombie(worker.process.pid()).or_else(|| worker.oom_count.clone());
         let ended = self.shared.reap(self.id, &worker.process);
@@ -303,91 +418,49 @@ impl Waiter {
         (ended, oom_killed)
     }
 
-    fn bury_with_job(
-        &self,
-        sent: Sent,
-        broke: Option<ProtocolError>,
-        death: Death<'_>,
-        failed: Option<SpawnFailed>,
-    ) {
-        let key = sent.call.key;
-        let mut state = self.shared.state.lock();
-        state.counts.died += 1;
-        let ended = if !death.begun && state.may_resend(key, RESENDS) {
-            state.counts.resent += 1;
-            state.backlog.resend(key, sent.call.frame);
-            self.shared.rouse_one(&mut state);
-            None
-        } else {
-            state.counts.finished += 1;
-            Some(state.backlog.end(key))
-        };
-        self.shared.vacate(&mut state, self.id, failed);
-        drop(state);
-        if let Some((job, verdict)) = ended {
-            let failure = self.reason(&job, verdict, broke, sent.at, death);
-            job.fail(failure);
-        }
-    }
-
-    /// Why a job ends without its answer.
-    fn reason(
-        &self,
-        job: &Job,
-        verdict: Option<Verdict>,
-        broke: Option<ProtocolError>,
-        at: Instant,
-        death: Death<'_>,
-    ) -> Failure {
-        match (verdict, broke) {
-            (Some(Verdict::Cancelled), _) => CancelledError.into(),
-            (Some(Verdict::Closed), _) => PoolClosed {
+    /// Why a job ends that was given up. `killed`: the worker that was killed for it.
+    fn given_up(&self, job: &Job, verdict: Verdict, at: Instant, killed: Option<u32>) -> Failure {
+        match verdict {
+            Verdict::Cancelled => CancelledError.into(),
+            Verdict::TimedOut => TimedOut {
+                task: job.task().to_string(),
+                job: job.id(),
+                limit: job.timeout().unwrap_or_default(),
+                elapsed: at.elapsed(),
+                queued: false,
+                pid: killed,
+            }
+            .into(),
+            Verdict::Closed => PoolClosed {
                 pool: self.shared.settings.name.clone(),
                 running: true,
             }
             .into(),
-            (None, Some(error)) => error.into(),
-            (None, None) => death.of_job(job, at).into(),
         }
     }
 }
 
-/// What became of a frame.
-enum Answered {
-    Finished,
-    /// It was nothing that ends the job.
-    NotYet,
-    /// The job had been given up, and its worker killed.
-    TooLate,
-}
-
 /// What is known about a dead worker.
-struct Death<'a> {
+struct Death {
     exit: Exit,
     usage: Usage,
     oom_killed: bool,
     stderr: String,
-    begun: bool,
-    worker: &'a Connection,
+    pid: u32,
 }
 
-impl Death<'_> {
-    /// Whether the worker died so soon, without any work, that something is wrong with how it starts.
-    fn is_young(&self) -> bool {
-        !self.begun && self.worker.answered == 0 && self.worker.born.elapsed() < PROVEN_AFTER
-    }
-
-    fn of_job(self, job: &Job, at: Instant) -> WorkerDied {
+impl Death {
+    fn of_job(&self, job: &Job, begun: bool, at: Instant) -> WorkerDied {
         WorkerDied {
             task: job.task().to_string(),
             job: job.id(),
-            pid: self.worker.process.pid(),
+            pid: self.pid,
             exit: self.exit,
-            started: self.begun,
+            started: begun,
             elapsed: at.elapsed(),
             usage: self.usage,
             oom_killed: self.oom_killed,
-            stderr: self.stderr,
+            stderr: self.stderr.clone(),
         }
     }
 }
@@ -408,14 +481,4 @@ fn read_hello(worker: &mut Connection) -> Result<WorkerHello, ProtocolError> {
 
 fn not_a_worker(why: impl ToString) -> End {
     End::NotStarted(Some(SpawnFailure::NotAWorker(why.to_string())))
-}
-
-/// Whether an answer is to a job whose function was entered; the worker counts those.
-fn has_run(outcome: &wire::Outcome<'_>) -> bool {
-    match outcome {
-        wire::Outcome::Error(body) => {
-            !matches!(body.kind, ErrorKind::UnknownTask | ErrorKind::DecodeArgs)
-        }
-        _ => true,
-    }
 }

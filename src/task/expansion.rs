@@ -21,7 +21,6 @@ use crate::wire::{DecodeError, Encoder, ErrorKind, RemoteErrorBody, ValueReader,
 pub struct Call<'a> {
     args: &'a [u8],
     result: &'a mut Encoder,
-    begin: &'a dyn Fn(),
     step: Step,
 }
 
@@ -42,11 +41,10 @@ pub enum Step {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(args: &'a [u8], result: &'a mut Encoder, begin: &'a dyn Fn()) -> Call<'a> {
+    pub(crate) fn new(args: &'a [u8], result: &'a mut Encoder) -> Call<'a> {
         Call {
             args,
             result,
-            begin,
             step: Step::Decoding,
         }
     }
@@ -80,10 +78,9 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// The arguments are there: the function begins now, and whatever happens from here on, it has been started.
+    /// The arguments are there: the function begins now.
     pub fn begin(&mut self) {
         self.step = Step::Running;
-        (self.begin)();
     }
 
     /// The function has returned this.

@@ -20,6 +20,15 @@ pub(super) struct Channel {
     reader: FrameReader,
 }
 
+/// The descriptors that come with the host's hello, in their order.
+#[derive(Default)]
+pub(super) struct Attached {
+    /// The begun counter.
+    pub(super) begun: Option<OwnedFd>,
+    /// The requests to stop.
+    pub(super) requests: Option<OwnedFd>,
+}
+
 impl Channel {
     /// Takes the connection from descriptor 0, where the host has put it, to one above 2 that no child inherits, and
     /// leaves something harmless in its place.
@@ -43,17 +52,16 @@ impl Channel {
         })
     }
 
-    /// Waits for the host's greeting, and the descriptor that comes with it.
-    pub(super) fn receive_hello(&mut self) -> Result<(HostHello, Option<OwnedFd>), Leaving> {
-        let mut attached = None;
+    /// Waits for the host's greeting, and the descriptors that come with it.
+    pub(super) fn receive_hello(&mut self) -> Result<(HostHello, Attached), Leaving> {
+        let mut attached = Attached::default();
         while !self.reader.has_frame().map_err(Leaving::protocol)? {
             let mut bytes = [0; 4096];
-            let (count, descriptor) = receive_with_descriptor(self.socket.as_fd(), &mut bytes)?;
+            let count = receive_with_descriptors(self.socket.as_fd(), &mut bytes, &mut attached)?;
             if count == 0 {
                 return Err(Leaving::HostGone);
             }
             self.reader.extend(&bytes[..count]);
-            attached = attached.or(descriptor);
         }
         let frame = self.take_frame()?;
         match Message::parse(frame).map_err(Leaving::protocol)? {
@@ -112,12 +120,13 @@ impl Channel {
     }
 }
 
-/// One read that also takes a descriptor, as only the first message has one.
-fn receive_with_descriptor(
+/// One read that also takes descriptors, as only the first message has them. How many bytes came.
+fn receive_with_descriptors(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
-) -> Result<(usize, Option<OwnedFd>), Leaving> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    attached: &mut Attached,
+) -> Result<usize, Leaving> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = retry_on_intr(|| {
         rustix::net::recvmsg(
@@ -132,17 +141,18 @@ fn receive_with_descriptor(
         Err(Errno::CONNRESET) => 0,
         Err(errno) => return Err(Leaving::System("recvmsg", errno)),
     };
-    let mut descriptors = ancillary.drain().filter_map(|message| match message {
+    let descriptors = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
-    // More than one is a later version's; dropping them closes them.
-    Ok((
-        count,
-        descriptors
-            .next()
-            .and_then(|mut descriptors| descriptors.next()),
-    ))
+    for descriptor in descriptors.flatten() {
+        match attached {
+            Attached { begun: None, .. } => attached.begun = Some(descriptor),
+            Attached { requests: None, .. } => attached.requests = Some(descriptor),
+            _ => {} // a later version's; dropping it closes it
+        }
+    }
+    Ok(count)
 }
 
 /// Puts something into the places of descriptors 0, 1 and 2 where they are closed, and instead of the connection: a

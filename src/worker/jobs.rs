@@ -3,15 +3,14 @@
 //! Whatever a job does short of ending the process becomes an answer. Which one a panic becomes depends on whose code
 //! it was that panicked, so a [`Call`] keeps track of its step.
 
-use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::panics;
+use super::{panics, requests};
 use crate::task::{Call, Ran, Step, TaskEntry, TaskTable};
 use crate::wire::{self, Chunk, DecodeError, Encoder, ErrorKind, RemoteErrorBody};
 
-/// The tasks of this worker, and the counter by which its host knows that one has begun.
+/// The tasks of this worker, and the counter by which its host knows that it has begun with a call.
 pub(super) struct Jobs {
     tasks: TaskTable,
     /// Read by the host only when this process has died.
@@ -25,19 +24,29 @@ impl Jobs {
 
     /// Runs one call and leaves its answer, a whole frame, in `frame`.
     pub(super) fn answer(&self, frame: &mut Encoder, id: u64, task: &str, args: &[u8]) {
+        let _entered = requests::enter(id);
         wire::begin_answer(frame, id).expect("every limit has room for the beginning of an answer");
-        let result = match task {
-            wire::MAP => self.run_chunk(frame, args),
-            task => self.run_one(frame, task, args),
-        };
-        match result {
+        match self.run_call(frame, id, task, args) {
             Ok(()) => wire::finish(frame),
             Err(error) => wire::error_answer(frame, id, *error),
         }
     }
 
-    fn run_one(&self, frame: &mut Encoder, task: &str, args: &[u8]) -> Ran {
-        run(self.tasks.find(task)?, frame, args, &|| self.count())
+    fn run_call(&self, frame: &mut Encoder, id: u64, task: &str, args: &[u8]) -> Ran {
+        // In this order: a host that has asked for a stop and then finds the call not counted knows that it will not run.
+        self.count();
+        if requests::is_asked(id) {
+            let message = "a request to stop came before the call began";
+            return Err(Box::new(RemoteErrorBody::new(
+                ErrorKind::Cancelled,
+                "",
+                message,
+            )));
+        }
+        match task {
+            wire::MAP => self.run_chunk(frame, args),
+            task => run(self.tasks.find(task)?, frame, args),
+        }
     }
 
     /// The results of a chunk are an array with a pair for each job, `[nil, value]` or `[error, nil]`: the failure of
@@ -47,17 +56,10 @@ impl Jobs {
             |error: DecodeError| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string());
         let mut chunk = Chunk::parse(args).map_err(refused)?;
         let entry = self.tasks.find(chunk.task)?;
-        // To the host, the chunk is one job: it begins once.
-        let counted = Cell::new(false);
-        let begin = || {
-            if !counted.replace(true) {
-                self.count();
-            }
-        };
         wire::begin_results(frame, chunk.len()).map_err(too_long)?;
         while let Some(args) = chunk.next_args().map_err(refused)? {
             let start = wire::begin_result(frame).map_err(too_long)?;
-            if let Err(error) = run(entry, frame, args, &begin) {
+            if let Err(error) = run(entry, frame, args) {
                 wire::error_result(frame, start, *error).map_err(too_long)?;
             }
         }
@@ -78,8 +80,8 @@ fn too_long(error: wire::EncodeError) -> RemoteErrorBody {
 }
 
 /// Runs one job. Its result has then been added to `frame`, or, where it failed, some part of it.
-fn run(entry: &TaskEntry, frame: &mut Encoder, args: &[u8], begin: &dyn Fn()) -> Ran {
-    let mut call = Call::new(args, frame, begin);
+fn run(entry: &TaskEntry, frame: &mut Encoder, args: &[u8]) -> Ran {
+    let mut call = Call::new(args, frame);
     let outcome = panics::recorded(|| catch_unwind(AssertUnwindSafe(|| entry.run(&mut call))));
     match outcome {
         (Ok(result), _) => result,

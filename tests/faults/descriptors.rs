@@ -105,7 +105,7 @@ rows! {
         for job in [pool.apply_async(open_descriptors, ()), pool.apply_async(open_descriptors, ())] {
             let open = value(job);
             let sockets = open.iter().filter(|name| name.starts_with("socket:")).count();
-            assert_eq!(sockets, 1, "{open:?}");
+            assert_eq!(sockets, 2, "{open:?}");
             assert!(!open.iter().any(|name| name.contains("passwd")), "{open:?}");
         }
     }

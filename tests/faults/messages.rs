@@ -24,6 +24,7 @@ fn hello() -> Vec<u8> {
         version: "1".to_string(),
         build: String::new(),
         tasks: 1,
+        ..WorkerHello::default()
     }
     .encode()
 }

@@ -1,0 +1,128 @@
+//! What the host asks of a job that runs: to stop, because nobody wants its result any more.
+//!
+//! The requests come as packets on a socket of their own, each the number of a call. Nobody waits for them: a task looks
+//! when it likes, by a [`CancelToken`], and the worker looks once before it begins a call.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+/// Requests that are remembered: more than can be meant for calls that are with this worker.
+const REMEMBERED: usize = 1024;
+
+/// No call has this number: it is the last of 2^64.
+const NO_CALL: u64 = u64::MAX;
+
+/// The call that runs.
+static CURRENT: AtomicU64 = AtomicU64::new(NO_CALL);
+
+/// The socket, in a worker whose host has given it one.
+static REQUESTS: OnceLock<Requests> = OnceLock::new();
+
+struct Requests {
+    socket: OwnedFd,
+    /// The calls that are to stop, the latest last.
+    asked: Mutex<VecDeque<u64>>,
+}
+
+/// Whether the job that runs in this worker has been asked to stop: somebody cancelled it, or its time is up.
+///
+/// It is asked once. After a grace ([`Builder::cancel_grace`](crate::Builder::cancel_grace)) the worker is killed, so a job
+/// that wants to end in order looks every now and then, and returns when it finds this true. What it returns is dropped: its
+/// Deferred fails with [`CancelledError`](https://docs.rs/errback-deferred) or [`TimedOut`](crate::TimedOut), and the
+/// worker goes on with the next job. Costs a system call. Outside of a worker it is always false.
+///
+/// ```
+/// use errback::worker::cancel_requested;
+///
+/// /// Searches until it is told to stop.
+/// #[errback::task]
+/// fn search(from: u64) -> Option<u64> {
+///     (from..).take_while(|_| !cancel_requested()).find(|n| n.is_power_of_two())
+/// }
+///
+/// assert_eq!(search(100), Some(128));
+/// ```
+pub fn cancel_requested() -> bool {
+    cancel_token().is_cancel_requested()
+}
+
+/// The token of the job that runs in this worker, for the threads that it starts. See [`cancel_requested`].
+///
+/// ```
+/// let token = errback::worker::cancel_token();
+/// std::thread::spawn(move || while !token.is_cancel_requested() { break });
+/// ```
+pub fn cancel_token() -> CancelToken {
+    CancelToken {
+        call: CURRENT.load(Ordering::Relaxed),
+    }
+}
+
+/// Tells whether one job has been asked to stop; see [`cancel_token`]. It stays that job's, whichever runs when it is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CancelToken {
+    call: u64,
+}
+
+impl CancelToken {
+    /// Whether the job has been asked to stop.
+    pub fn is_cancel_requested(&self) -> bool {
+        self.call != NO_CALL && is_asked(self.call)
+    }
+}
+
+/// Keeps the socket that came with the host's hello.
+pub(super) fn keep(socket: OwnedFd) {
+    let _ = REQUESTS.set(Requests {
+        socket,
+        asked: Mutex::new(VecDeque::new()),
+    });
+}
+
+/// A call runs from here on until the guard is dropped.
+pub(super) fn enter(call: u64) -> Entered {
+    CURRENT.store(call, Ordering::Relaxed);
+    Entered
+}
+
+pub(super) struct Entered;
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.store(NO_CALL, Ordering::Relaxed);
+    }
+}
+
+/// Whether a call has been asked to stop.
+pub(super) fn is_asked(call: u64) -> bool {
+    REQUESTS
+        .get()
+        .is_some_and(|requests| requests.is_asked(call))
+}
+
+impl Requests {
+    fn is_asked(&self, call: u64) -> bool {
+        let mut asked = self.asked.lock();
+        let mut packet = [0_u8; 8];
+        loop {
+            match rustix::net::recv(&self.socket, &mut packet, RecvFlags::DONTWAIT) {
+                Ok((8, _)) => {
+                    asked.push_back(u64::from_ne_bytes(packet));
+                    if asked.len() > REMEMBERED {
+                        asked.pop_front();
+                    }
+                }
+                Err(Errno::INTR) => {}
+                // Nothing more, the host is gone, or a job has closed the descriptor.
+                _ => break,
+            }
+        }
+        asked.contains(&call)
+    }
+}
