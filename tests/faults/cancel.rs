@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use errback::CancelledError;
 
-use crate::support::{Invariant, failure_of, is_alive, pool, rows, succeeds, value};
+use crate::suite::rows;
+use crate::support::{Invariant, failure_of, is_alive, pool, succeeds, value};
 use crate::tasks::*;
 
 rows! {
+    /// A job is cancelled before it is dispatched.
     fn c1_a_queued_job_is_taken_out_and_no_worker_sees_it() {
         let mut invariant = Invariant::new();
         let path = invariant.gate.path.clone();
@@ -26,6 +28,7 @@ rows! {
         invariant.check();
     }
 
+    /// A job is cancelled while it runs.
     fn c2_a_running_job_is_killed_and_fails_when_its_process_is_gone() {
         let mut invariant = Invariant::new().with_bystander();
         let victim = invariant.pool.apply_async(hold, (invariant.gate.path.clone(),));
@@ -39,6 +42,7 @@ rows! {
         invariant.check();
     }
 
+    /// A job that computes and never looks up is cancelled.
     fn c2_a_job_that_computes_for_ever_can_be_cancelled() {
         let invariant = Invariant::new().with_bystander();
         let victim = invariant.pool.apply_async(spin, ());
@@ -48,6 +52,7 @@ rows! {
         invariant.check();
     }
 
+    /// A job is cancelled at the moment of its answer, 3,000 times.
     fn c3_a_cancel_at_the_moment_of_the_answer_has_one_outcome_and_hits_no_other_job() {
         let pool = pool(2);
         let (mut values, mut cancelled) = (0, 0);
@@ -75,6 +80,7 @@ rows! {
         assert!(values > 0 && cancelled > 0, "{values} values, {cancelled} cancelled: no race");
     }
 
+    /// A job is cancelled twice, and after its end.
     fn c4_cancelling_twice_or_too_late_does_nothing() {
         let invariant = Invariant::new();
         let job = invariant.pool.apply_async(add, (1, 1));
@@ -90,6 +96,7 @@ rows! {
         invariant.check();
     }
 
+    /// A result is dropped before it is there.
     fn c7_dropping_a_result_cancels_nothing_unless_asked() {
         let invariant = Invariant::new();
         drop(invariant.pool.apply_async(hold, (invariant.gate.path.clone(),)));

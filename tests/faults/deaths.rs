@@ -3,9 +3,8 @@
 use errback::{Exit, Pool, WorkerDied};
 use rustix::process::Signal;
 
-use crate::support::{
-    Belongings, Invariant, children, failure_of, kill, pool, rows, status, value,
-};
+use crate::suite::rows;
+use crate::support::{Belongings, Invariant, children, failure_of, kill, pool, status, value};
 use crate::tasks::*;
 
 /// Kills a worker in its job by `signal`, between a bystander and ten that wait.
@@ -55,6 +54,7 @@ fn dies(start: impl FnOnce(&Pool) -> WorkerDied) -> WorkerDied {
 }
 
 rows! {
+    /// Both idle workers are killed, then jobs come.
     fn k1_idle_workers_that_are_killed_fail_no_job() {
         let invariant = Invariant::new();
         let workers = invariant.pool.stats().workers;
@@ -65,6 +65,7 @@ rows! {
         invariant.check();
     }
 
+    /// An idle worker is killed, and no job comes.
     fn k1_an_idle_worker_that_is_killed_is_replaced_without_a_job() {
         let invariant = Invariant::new();
         let before = invariant.pool.stats();
@@ -76,6 +77,7 @@ rows! {
         invariant.check();
     }
 
+    /// A worker is killed between a job's call and its start.
     fn k2_a_job_that_had_not_begun_goes_to_another_worker() {
         let mut invariant = Invariant::new().with_bystander();
         let victim = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
@@ -89,6 +91,7 @@ rows! {
         invariant.check();
     }
 
+    /// A worker is killed half-way through a call of 64 MiB.
     fn k3_a_worker_killed_while_it_reads_a_large_call_costs_nothing() {
         let invariant = Invariant::new().with_bystander();
         let victim = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
@@ -100,10 +103,12 @@ rows! {
         invariant.check();
     }
 
+    /// A worker is killed in its job.
     fn k4_a_worker_killed_in_its_job_fails_only_that_job() {
         killed_in_job(Signal::KILL);
     }
 
+    /// A worker dies at eight moments of an answer of 64 MiB.
     fn k5_half_an_answer_is_no_answer() {
         for n in 0..8 {
             let invariant = Invariant::new();
@@ -120,6 +125,7 @@ rows! {
         }
     }
 
+    /// SIGTERM, SIGINT, SIGHUP and SIGUSR1 come to a worker in its job.
     fn k9_other_signals_end_it_like_sigkill() {
         for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1] {
             match is_ignored(signal) {
@@ -129,6 +135,7 @@ rows! {
         }
     }
 
+    /// A job exits, with status 0, 3 and 255.
     fn x1_x2_a_job_that_exits_is_a_death_with_that_status() {
         for status in [0, 3, 255] {
             let died = dies(|pool| failure_of(pool.apply_async(exit, (status,))));
@@ -136,6 +143,7 @@ rows! {
         }
     }
 
+    /// A job aborts, and dies of SIGSEGV, SIGBUS, SIGILL and SIGFPE.
     fn x3_a_job_that_crashes_is_a_death_with_that_signal() {
         let died = dies(|pool| failure_of(pool.apply_async(abort, ())));
         assert_eq!(died.exit.signal(), Some(Signal::ABORT.as_raw()));
@@ -147,6 +155,7 @@ rows! {
         }
     }
 
+    /// A job writes to its stderr and aborts.
     fn x3_the_death_tells_the_last_words() {
         let words = "the decoder lost its way".to_string();
         let died = dies(|pool| failure_of(pool.apply_async(last_words_then_abort, (words.clone(),))));
@@ -155,12 +164,14 @@ rows! {
         assert!(died.task.ends_with("last_words_then_abort") && died.job > 0, "{died:?}");
     }
 
+    /// A job overflows its stack.
     fn x4_a_stack_overflow_is_a_death() {
         let died = dies(|pool| failure_of(pool.apply_async(overflow_stack, (0,))));
         let signals = [Signal::SEGV.as_raw(), Signal::ABORT.as_raw()];
         assert!(died.exit.signal().is_some_and(|signal| signals.contains(&signal)), "{died}");
     }
 
+    /// A job allocates more than its worker's limit.
     fn x5_a_job_that_wants_more_memory_than_it_may_have_dies_alone() {
         let before = Belongings::now();
         let pool = Pool::builder().size(2).memory_limit(512 << 20).build().expect("a pool");
@@ -172,6 +183,7 @@ rows! {
         invariant.check();
     }
 
+    /// A thread that a job left behind aborts after the answer.
     fn x7_a_worker_that_aborts_after_its_answer_harms_nobody() {
         let invariant = Invariant::new();
         let pid = value(invariant.pool.apply_async(abort_later, (20,)));
@@ -179,6 +191,7 @@ rows! {
         invariant.check();
     }
 
+    /// A worker is stopped in its job, and the job cancelled.
     fn s1_a_stopped_worker_can_be_cancelled() {
         let invariant = Invariant::new().with_bystander();
         let victim = invariant.pool.apply_async(hold, (invariant.gate.path.clone(),));
@@ -190,6 +203,7 @@ rows! {
         invariant.check();
     }
 
+    /// All workers are stopped, and the pool terminated.
     fn s4_stopped_workers_do_not_delay_a_shutdown() {
         let before = Belongings::now();
         let invariant = Invariant::of(pool(2), before.clone());

@@ -3,13 +3,14 @@
 use errback::{ProtocolError, WorkerDied};
 use rustix::process::{Resource, Rlimit, Signal};
 
+use crate::suite::rows;
 use crate::support::{
-    Belongings, Invariant, close, eventually, failure, failure_of, kill, pool, rows, succeeds,
-    value,
+    Belongings, Invariant, close, eventually, failure, failure_of, kill, pool, succeeds, value,
 };
 use crate::tasks::*;
 
 rows! {
+    /// A job closes all descriptors above 2.
     fn f1_a_job_that_closes_all_descriptors_hurts_itself_only() {
         let invariant = Invariant::new().with_bystander();
         let failure = failure(invariant.pool.apply_async(close_descriptors, (3, 1024)));
@@ -17,6 +18,7 @@ rows! {
         invariant.check();
     }
 
+    /// A job closes its standard descriptors.
     fn f2_a_job_may_close_the_standard_descriptors() {
         let invariant = Invariant::new();
         let worker = value(invariant.pool.apply_async(close_descriptors, (0, 3)));
@@ -24,12 +26,14 @@ rows! {
         invariant.check();
     }
 
+    /// A job writes 10 MiB without a newline to stdout and stderr.
     fn f3_output_without_end_blocks_no_job() {
         let invariant = Invariant::new();
         assert_eq!(value(invariant.pool.apply_async(print, (10 << 20,))), 10 << 20);
         invariant.check();
     }
 
+    /// A worker is killed whose child keeps all its descriptors.
     fn f4_a_grandchild_that_keeps_everything_open_delays_nothing() {
         let invariant = Invariant::new().with_bystander();
         let victim = invariant.pool.apply_async(spawn_sleeper_and_hold, (invariant.gate.path.clone(),));
@@ -43,6 +47,7 @@ rows! {
         invariant.check();
     }
 
+    /// The same, and the child has left the group.
     fn f4_a_grandchild_in_a_group_of_its_own_delays_nothing_either() {
         let invariant = Invariant::new();
         let (worker, grandchild) = value(invariant.pool.apply_async(spawn_sleeper, (true,)));
@@ -55,6 +60,7 @@ rows! {
         invariant.check();
     }
 
+    /// There are no descriptors left for a worker.
     fn f6_without_descriptors_jobs_fail_typed_and_the_pool_recovers() {
         let before = Belongings::now();
         let pool = pool(2);
@@ -69,6 +75,7 @@ rows! {
         close(pool, &before);
     }
 
+    /// A job waits while there are no descriptors, and then some again.
     fn f6_a_job_that_waits_through_the_scarcity_is_not_lost() {
         let pool = pool(2);
         let limits = rustix::process::getrlimit(Resource::Nofile);
@@ -81,6 +88,7 @@ rows! {
         assert_eq!(value(job), 2);
     }
 
+    /// 10,000 jobs are queued.
     fn f8_queued_jobs_cost_no_descriptors() {
         let invariant = Invariant::new();
         let path = invariant.gate.path.clone();
@@ -95,6 +103,7 @@ rows! {
         invariant.check();
     }
 
+    /// The host has an inheritable descriptor open.
     fn f_a_worker_has_its_socket_its_count_and_nothing_of_the_hosts() {
         let secret = std::fs::File::open("/etc/passwd").expect("a file");
         rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).expect("inheritable");

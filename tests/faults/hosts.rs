@@ -5,24 +5,21 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::suite::{Program, program, program_at, rows};
 use crate::support::{
-    Gate, Held, Invariant, child_pids, eventually, is_alive, kill, pool, rows, status, value,
+    Gate, Held, Invariant, child_pids, eventually, is_alive, kill, pool, status, value,
 };
 use crate::tasks::*;
 
 /// How long workers may outlive their host.
 const ORPHANED: Duration = Duration::from_secs(30);
 
-/// A host process: this test binary, told to run one of the tests below that are hosts and nothing else.
+/// A host process: this program, to be one of the programs below.
 fn host(which: &str, gate: &Gate) -> Child {
-    let mut command = Command::new(std::env::current_exe().expect("this binary"));
-    command.args([
-        &format!("hosts::{which}"),
-        "--exact",
-        "--ignored",
-        "--nocapture",
-        "--test-threads=1",
-    ]);
+    start_host(program(which), gate)
+}
+
+fn start_host(mut command: Command, gate: &Gate) -> Child {
     command
         .env("ERRBACK_TEST_GATE", &gate.path)
         .stdout(Stdio::null())
@@ -30,8 +27,8 @@ fn host(which: &str, gate: &Gate) -> Child {
     command.spawn().expect("a host")
 }
 
-fn gate_of_host() -> Option<String> {
-    std::env::var("ERRBACK_TEST_GATE").ok()
+fn gate_of_host() -> String {
+    std::env::var("ERRBACK_TEST_GATE").expect("a host is given a gate")
 }
 
 fn children_of(pid: u32) -> Vec<u32> {
@@ -66,6 +63,27 @@ fn workers_go_with(which: &str) {
     });
 }
 
+/// The programs that the rows below start beside themselves.
+pub(crate) const PROGRAMS: &[Program] = &[
+    ("host_with_busy_workers", be_host),
+    ("host_with_idle_workers", be_host),
+    ("host_that_exits", host_that_exits),
+    (
+        "host_that_ignores_its_children",
+        host_that_ignores_its_children,
+    ),
+    ("host_that_waits_for_one", host_that_waits_for_one),
+    ("host_with_default_sigpipe", host_with_default_sigpipe),
+    (
+        "host_that_becomes_another_program",
+        host_that_becomes_another_program,
+    ),
+    (
+        "host_in_a_directory_that_is_gone",
+        host_in_a_directory_that_is_gone,
+    ),
+];
+
 /// What a host does that waits to be killed.
 fn be_host() {
     be_host_until(|| {
@@ -77,7 +95,7 @@ fn be_host() {
 
 /// What a host does whose two workers are busy, and then idle.
 fn be_host_until(end: impl FnOnce()) {
-    let Some(gate) = gate_of_host() else { return };
+    let gate = gate_of_host();
     let pool = pool(2);
     let jobs: Vec<_> = (0..2)
         .map(|_| pool.apply_async(hold, (gate.clone(),)))
@@ -86,22 +104,8 @@ fn be_host_until(end: impl FnOnce()) {
     end();
 }
 
-#[test]
-#[ignore = "a host for the tests below"]
-fn host_with_busy_workers() {
-    be_host();
-}
-
-#[test]
-#[ignore = "a host for the tests below"]
-fn host_with_idle_workers() {
-    be_host();
-}
-
-#[test]
-#[ignore = "a host for the tests below"]
 fn host_that_exits() {
-    let Some(gate) = gate_of_host() else { return };
+    let gate = gate_of_host();
     let pool = pool(2);
     let jobs: Vec<_> = (0..2)
         .map(|_| pool.apply_async(hold, (gate.clone(),)))
@@ -117,10 +121,8 @@ fn host_that_exits() {
     std::process::exit(0);
 }
 
-#[test]
-#[ignore = "a host for the tests below"]
 fn host_that_ignores_its_children() {
-    let Some(gate) = gate_of_host() else { return };
+    let gate = gate_of_host();
     set_signal(SIGCHLD, IGNORE);
     let pool = pool(2);
     let job = pool.apply_async(exit, (7,));
@@ -132,19 +134,15 @@ fn host_that_ignores_its_children() {
     std::fs::write(gate + ".ok", "").expect("a mark");
 }
 
-#[test]
-#[ignore = "a host for the tests below"]
 fn host_that_waits_for_one() {
-    let Some(gate) = gate_of_host() else { return };
+    let gate = gate_of_host();
     let pool = pool(1);
     let worker = value(pool.apply_async(hold, (gate.clone(),)));
     std::fs::write(gate + ".ok", worker.to_string()).expect("a mark");
 }
 
-#[test]
-#[ignore = "a host for the tests below"]
 fn host_with_default_sigpipe() {
-    let Some(gate) = gate_of_host() else { return };
+    let gate = gate_of_host();
     set_signal(SIGPIPE, DEFAULT);
     let pool = pool(1);
     for n in 0..20 {
@@ -158,8 +156,6 @@ fn host_with_default_sigpipe() {
     std::fs::write(gate + ".ok", "").expect("a mark");
 }
 
-#[test]
-#[ignore = "a host for the tests below"]
 fn host_that_becomes_another_program() {
     be_host_until(|| {
         use std::os::unix::process::CommandExt;
@@ -167,10 +163,8 @@ fn host_that_becomes_another_program() {
     });
 }
 
-#[test]
-#[ignore = "a host for the tests below"]
 fn host_in_a_directory_that_is_gone() {
-    let Some(gate) = gate_of_host() else { return };
+    let gate = gate_of_host();
     let directory = gate.clone() + ".d";
     std::fs::create_dir(&directory).expect("a directory");
     std::env::set_current_dir(&directory).expect("a directory");
@@ -230,14 +224,17 @@ fn sleeps(pid: u32) -> u64 {
 }
 
 rows! {
+    /// The host is killed while its workers work.
     fn o1_a_killed_host_leaves_no_busy_worker() {
         workers_go_with("host_with_busy_workers");
     }
 
+    /// The host is killed while its workers wait.
     fn o1_a_killed_host_leaves_no_idle_worker() {
         workers_go_with("host_with_idle_workers");
     }
 
+    /// The host exits with jobs out.
     fn o4_a_host_that_exits_with_jobs_out_leaves_no_worker() {
         let gate = Gate::new();
         let mut host = host("host_that_exits", &gate);
@@ -248,6 +245,7 @@ rows! {
         eventually(ORPHANED, "the workers are gone", || !workers.iter().any(|pid| is_alive(*pid)));
     }
 
+    /// The thread that asked for a worker ends.
     fn o2_workers_outlive_the_thread_that_asked_for_them() {
         let pool = pool(2);
         let submitter = pool.clone();
@@ -255,6 +253,7 @@ rows! {
         assert_eq!(value(pool.apply_async(worker_pid, ())), pid);
     }
 
+    /// The host starts a program of its own.
     fn o3_what_the_host_starts_by_itself_inherits_nothing() {
         let pool = pool(2);
         value(pool.apply_async(add, (1, 1)));
@@ -263,6 +262,7 @@ rows! {
         assert!(!listing.contains("socket:") && !listing.contains("anon_inode"), "{listing}");
     }
 
+    /// Signals without end interrupt the workers through 1,000 jobs.
     fn g1_a_storm_of_signals_changes_nothing() {
         let pool = pool(2);
         value(pool.apply_async(add, (1, 1)));
@@ -281,11 +281,13 @@ rows! {
         });
     }
 
+    /// The host ignores SIGCHLD.
     fn g2_a_host_that_ignores_its_children_has_a_pool_all_the_same() {
         let gate = Gate::new();
         comes_to_its_end(host("host_that_ignores_its_children", &gate), &gate);
     }
 
+    /// The host collects any child that it has.
     fn g2_a_host_that_collects_any_child_has_a_pool_all_the_same() {
         let pool = pool(2);
         let done = std::sync::atomic::AtomicBool::new(false);
@@ -307,14 +309,12 @@ rows! {
         assert!(child_pids().is_empty());
     }
 
+    /// The program is replaced on disk, and its workers are killed.
     fn r6_a_binary_that_was_replaced_on_disk_starts_the_same_build() {
         let gate = Gate::new();
         let copy = format!("{}.exe", gate.path);
         std::fs::copy(std::env::current_exe().expect("this binary"), &copy).expect("a copy");
-        let mut command = Command::new(&copy);
-        command.args(["hosts::host_with_idle_workers", "--exact", "--ignored", "--test-threads=1"]);
-        command.env("ERRBACK_TEST_GATE", &gate.path).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut host = command.spawn().expect("a host");
+        let mut host = start_host(program_at(copy.as_ref(), "host_with_idle_workers"), &gate);
         let held: Vec<Held> = (0..2).map(|_| gate.held()).collect();
         std::fs::remove_file(&copy).expect("the copy");
         std::fs::write(&copy, "not a program").expect("another file");
@@ -330,6 +330,7 @@ rows! {
         let _ = std::fs::remove_file(&copy);
     }
 
+    /// A worker is killed between its answer and the reading of it.
     fn k6_an_answer_that_was_sent_counts_though_the_worker_is_dead_before_it_is_read() {
         let gate = Gate::new();
         let host = host("host_that_waits_for_one", &gate);
@@ -347,16 +348,19 @@ rows! {
         assert_eq!(comes_to_its_end(host, &gate), worker.to_string());
     }
 
+    /// SIGPIPE has its default action in the host.
     fn g3_a_dead_worker_does_not_end_a_host_that_has_sigpipe_at_its_default() {
         let gate = Gate::new();
         comes_to_its_end(host("host_with_default_sigpipe", &gate), &gate);
     }
 
+    /// The host's directory is gone, and its umask forbids everything.
     fn g5_a_host_without_directory_and_with_an_odd_umask_has_a_pool() {
         let gate = Gate::new();
         comes_to_its_end(host("host_in_a_directory_that_is_gone", &gate), &gate);
     }
 
+    /// The host becomes another program.
     fn o3_a_host_that_becomes_another_program_leaves_no_worker() {
         let gate = Gate::new();
         let mut host = host("host_that_becomes_another_program", &gate);
@@ -368,6 +372,7 @@ rows! {
         host.wait().expect("an end");
     }
 
+    /// A worker is the test program itself.
     fn t2_a_worker_does_not_run_the_tests() {
         let invariant = Invariant::new();
         // Were it to run them, there would be processes without end.

@@ -2,8 +2,10 @@
 //!
 //! Each test is a row of the table of faults (K: killed, X: exits, S: stopped, P: panics, M: messages, F: descriptors,
 //! G: signals, O: orphans, C: cancel, D: shutdown, R: restart, T: the rest), and runs in a process of its own, so that
-//! children, threads and descriptors can be counted, under a watchdog. See `support`.
+//! children, threads and descriptors can be counted, under a watchdog. A run of all of them ends in the table. See
+//! `suite` for the harness, and `support` for what must hold around each fault.
 
+mod suite;
 mod support;
 
 mod cancel;
@@ -16,3 +18,17 @@ mod panics;
 mod restarts;
 mod shutdown;
 mod tasks;
+
+fn main() -> std::process::ExitCode {
+    let rows = [
+        cancel::ROWS,
+        deaths::ROWS,
+        descriptors::ROWS,
+        hosts::ROWS,
+        messages::ROWS,
+        panics::ROWS,
+        restarts::ROWS,
+        shutdown::ROWS,
+    ];
+    suite::main(&rows, &[hosts::PROGRAMS])
+}

@@ -5,9 +5,9 @@
 use errback::wire::{self, HostHello, WorkerHello};
 use errback::{Pool, ProtocolError, UnknownTask, WorkerDied};
 
+use crate::suite::rows;
 use crate::support::{
-    Belongings, Invariant, close, eventually, failure, failure_of, pool, rows, status, succeeds,
-    value,
+    Belongings, Invariant, close, eventually, failure, failure_of, pool, status, succeeds, value,
 };
 use crate::tasks::*;
 
@@ -94,16 +94,19 @@ fn resident_kib() -> u64 {
 }
 
 rows! {
+    /// A shell script is the worker, and answers as one should.
     fn m_a_false_worker_that_answers_well_is_believed() {
         let pool = pool_that_answers(&three(1));
         assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
     }
 
+    /// A worker claims a length of 4 GiB.
     fn m3_a_claimed_length_costs_nothing() {
         is_refused(&[0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
         is_refused(&[0x40, 0, 0, 1, 1, 2, 3]); // one more than allowed
     }
 
+    /// A worker sends bytes that are no answer, in ten ways.
     fn m4_what_is_no_answer_kills_the_worker_and_fails_the_job() {
         is_refused(&frame(b"\xc1")); // never used by MessagePack
         is_refused(&frame(b"")); // nothing at all
@@ -117,6 +120,7 @@ rows! {
         is_refused(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     }
 
+    /// A worker answers twice.
     fn m4_an_answer_and_more_is_an_answer_and_the_end_of_the_worker() {
         let before = Belongings::now();
         let pool = pool_that_answers(&[three(1), three(1)].concat());
@@ -125,6 +129,7 @@ rows! {
         close(pool, &before);
     }
 
+    /// A worker's bytes come one at a time.
     fn m5_an_answer_in_pieces_is_an_answer() {
         let call = wire::encode_call(1, errback::Task::name(&add), &(1_i64, 2_i64), wire::MAX_FRAME).expect("a call");
         let host_hello = HostHello { max_frame: wire::MAX_FRAME as u64, ..HostHello::default() }.encode();
@@ -142,6 +147,7 @@ rows! {
         assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
     }
 
+    /// Arguments and results of 0 bytes to 8 MiB.
     fn m6_payloads_of_all_sizes_come_back_equal() {
         let pool = pool(2);
         for size in [0, 1, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, 1 << 20, 8 << 20] {
@@ -150,6 +156,7 @@ rows! {
         }
     }
 
+    /// An argument is larger than a message may be.
     fn m6_what_is_too_large_is_refused_at_submit() {
         let pool = Pool::builder().size(1).max_message(1 << 20).build().expect("a pool");
         let job = pool.apply_async(echo, (vec![0; 2 << 20],));
@@ -158,6 +165,7 @@ rows! {
         assert_eq!(value(pool.apply_async(echo, (vec![1; 1000],))).len(), 1000);
     }
 
+    /// Large calls are submitted while all workers are busy.
     fn m8_a_large_call_is_queued_without_blocking() {
         let mut invariant = Invariant::new();
         let path = invariant.gate.path.clone();
@@ -172,13 +180,15 @@ rows! {
         invariant.check();
     }
 
-    fn m_unusual_values_survive() {
+    /// Values at the edges of their types travel.
+    fn m9_unusual_values_survive() {
         let pool = pool(1);
         let counts = value(pool.apply_async(count_words, ("a b a ä\0".to_string(),)));
         assert_eq!((counts["a"], counts["b"], counts["ä\0"]), (2, 1, 1));
         assert_eq!(value(pool.apply_async(add, (i64::MIN, 0))), i64::MIN);
     }
 
+    /// A worker does not know the task.
     fn r8_an_unknown_task_fails_its_job_only() {
         #[derive(Clone, Copy)]
         struct Unknown;
@@ -206,6 +216,7 @@ rows! {
         invariant.check();
     }
 
+    /// A job dies after others failed before they began.
     fn x_a_job_that_died_after_one_that_was_unknown_is_known_to_have_begun() {
         // Answers to jobs whose function was not entered must not be counted as begun.
         let pool = pool(1);

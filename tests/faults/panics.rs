@@ -5,7 +5,8 @@ use errback::{
 };
 use rustix::process::Signal;
 
-use crate::support::{Invariant, failure, failure_of, rows, value};
+use crate::suite::rows;
+use crate::support::{Invariant, failure, failure_of, value};
 use crate::tasks::*;
 
 const AWKWARD: Manner = Manner::Fails;
@@ -28,6 +29,7 @@ fn harmless<T: std::fmt::Debug + Send + 'static>(
 }
 
 rows! {
+    /// A job panics, with payloads of three types.
     fn p1_a_panic_is_an_answer_with_message_and_place() {
         let failure = harmless(|pool| pool.apply_async(panic_str, ()));
         let panicked = failure.check::<JobPanicked>().expect("a panic");
@@ -39,6 +41,7 @@ rows! {
         assert!(!failure.check::<JobPanicked>().expect("a panic").message.is_empty());
     }
 
+    /// A job panics while it unwinds from a panic.
     fn p2_a_panic_while_a_panic_unwinds_is_a_death_that_tells_of_both() {
         let invariant = Invariant::new().with_bystander();
         let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(panic_twice, ()));
@@ -47,6 +50,7 @@ rows! {
         invariant.check();
     }
 
+    /// A result fails to serialise, by error and by panic.
     fn p3_m1_a_result_that_cannot_be_encoded_fails_its_job_only() {
         for encode in [Manner::Fails, Manner::Panics] {
             let failure = harmless(|pool| pool.apply_async(give_awkward, (encode, Manner::Well)));
@@ -55,6 +59,7 @@ rows! {
         }
     }
 
+    /// Arguments fail to deserialise, by error and by panic.
     fn p4_arguments_that_cannot_be_decoded_fail_their_job_only() {
         for decode in [Manner::Fails, Manner::Panics] {
             let awkward = Awkward { encode: Manner::Well, decode };
@@ -64,6 +69,7 @@ rows! {
         }
     }
 
+    /// A result fails to deserialise in the host, by error and by panic.
     fn p5_a_result_that_cannot_be_decoded_leaves_worker_and_waiter_alone() {
         for decode in [Manner::Fails, Manner::Panics] {
             let failure = harmless(|pool| pool.apply_async(give_awkward, (Manner::Well, decode)));
@@ -72,6 +78,7 @@ rows! {
         }
     }
 
+    /// Arguments fail to serialise, by error and by panic.
     fn p6_m2_arguments_that_cannot_be_encoded_fail_at_submit_and_nothing_is_sent() {
         for encode in [AWKWARD, Manner::Panics] {
             let invariant = Invariant::new();
@@ -85,6 +92,7 @@ rows! {
         }
     }
 
+    /// A task returns an error, of a type that travels and of one that does not.
     fn e2_an_error_comes_back_as_itself_where_it_can_and_otherwise_in_words() {
         let failure = harmless(|pool| pool.apply_async(typed_error, (7,)));
         assert_eq!(failure.check::<OurError>(), Some(&OurError::NoSuchRow(7)));
@@ -95,6 +103,7 @@ rows! {
         assert!(remote.message.contains("No such file"), "{remote}");
     }
 
+    /// A waker panics.
     fn p_a_panicking_waker_harms_nobody() {
         struct Bad;
         impl std::task::Wake for Bad {
@@ -114,6 +123,7 @@ rows! {
         invariant.check();
     }
 
+    /// Jobs fail in many ways on one worker.
     fn t_the_same_worker_serves_after_errors() {
         let pool = crate::support::pool(1);
         let worker = value(pool.apply_async(worker_pid, ()));

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use errback::{BuildError, Exit, Overloaded, Pool, SpawnFailed, SpawnFailure};
 
-use crate::support::{Belongings, Gate, close, failure_of, pool, rows, succeeds, value};
+use crate::suite::rows;
+use crate::support::{Belongings, Gate, close, failure_of, pool, succeeds, value};
 use crate::tasks::*;
 
 fn pool_of(command: &str, arguments: &[&str]) -> Pool {
@@ -28,6 +29,7 @@ fn refused(command: &str, arguments: &[&str]) -> SpawnFailed {
 }
 
 rows! {
+    /// The worker's command does not exist, or is a directory.
     fn r9_a_command_that_does_not_exist_is_told_at_once() {
         let failed = refused("/no/such/program", &[]);
         assert_eq!(failed.attempts, 1);
@@ -38,6 +40,7 @@ rows! {
         assert!(failed.to_string().contains("may be executed"), "{failed}");
     }
 
+    /// Every worker ends at its start.
     fn r1_a_worker_that_ends_at_once_is_given_up_with_its_last_words() {
         let failed = refused("sh", &["-c", "echo no such library >&2; exit 3"]);
         assert!(matches!(failed.reason, SpawnFailure::Ended(Exit::Status(3))), "{failed:?}");
@@ -45,6 +48,7 @@ rows! {
         assert!(failed.to_string().ends_with("its last words: no such library"), "{failed}");
     }
 
+    /// The worker's command is no worker.
     fn r8_a_program_that_is_no_worker_is_told_apart() {
         // It sends the host's own words back.
         let failed = refused("sh", &["-c", "exec cat <&0 >&0"]);
@@ -55,6 +59,7 @@ rows! {
         assert!(matches!(failed.reason, SpawnFailure::NotAWorker(_)), "{failed:?}");
     }
 
+    /// A worker says nothing at its start.
     fn r2_a_worker_that_says_nothing_has_until_the_boot_deadline() {
         let before = Belongings::now();
         let builder = Pool::builder().size(1).boot_deadline(Duration::from_millis(50)).command("sleep", ["60"]);
@@ -64,6 +69,7 @@ rows! {
         close(pool, &before);
     }
 
+    /// Jobs come after all starts have failed.
     fn r1_an_open_breaker_refuses_at_once_and_tries_again_later() {
         let pool = pool_of("false", &[]);
         failure_of::<SpawnFailed, _>(pool.apply_async(add, (1, 1)));
@@ -80,6 +86,7 @@ rows! {
         }
     }
 
+    /// The first two workers die before they say hello.
     fn k7_r1_a_worker_that_starts_at_the_third_try_is_in_time() {
         // The first ends and the second is killed before they say hello; the third is this program.
         let mark = Gate::new().path.clone();
@@ -93,10 +100,12 @@ rows! {
         let _ = std::fs::remove_file(format!("{mark}.n"));
     }
 
+    /// A pool of size 0 is asked for.
     fn t1_a_size_of_zero_is_refused() {
         assert!(matches!(Pool::builder().size(0).build(), Err(BuildError::ZeroSize)));
     }
 
+    /// A job comes to a full backlog.
     fn t5_a_full_backlog_refuses_at_once() {
         let gate = Gate::new();
         let pool = Pool::builder().size(1).backlog(2).build().expect("a pool");
@@ -111,6 +120,7 @@ rows! {
         assert_eq!(queued.into_iter().map(value).collect::<Vec<_>>(), [1, 2]);
     }
 
+    /// Jobs make pools of their own, four deep.
     fn t3_pools_nest_in_jobs_but_not_without_end() {
         let pool = pool(1);
         assert_eq!(value(pool.apply_async(nested, (0,))), 1);
@@ -119,6 +129,7 @@ rows! {
         assert!(too_deep.to_string().contains("may not go deeper"), "{too_deep}");
     }
 
+    /// Eight threads use one pool.
     fn t3_one_pool_serves_many_threads() {
         let pool = pool(2);
         std::thread::scope(|scope| {
@@ -135,6 +146,7 @@ rows! {
         assert_eq!((stats.submitted, stats.finished, stats.queued, stats.running), (4000, 4000, 0, 0));
     }
 
+    /// One job at a time comes to a pool of four.
     fn t_workers_come_with_the_jobs_and_only_as_many_as_are_needed() {
         let pool = pool(4);
         assert_eq!(pool.stats().workers.len(), 0);
@@ -150,6 +162,7 @@ rows! {
         jobs.into_iter().for_each(succeeds);
     }
 
+    /// A worker starts without an environment, in another directory.
     fn r7_a_worker_needs_no_environment_and_gets_what_it_is_given() {
         let pool = Pool::builder().size(1).env_clear().env("SAID", "so").current_dir("/").build().expect("a pool");
         assert_eq!(value(pool.apply_async(environment, ("SAID".to_string(),))), Some("so".to_string()));

@@ -5,12 +5,14 @@ use std::time::Duration;
 use errback::{PoolClosed, WorkerDied};
 use rustix::process::Signal;
 
+use crate::suite::rows;
 use crate::support::{
-    Belongings, Gate, close, eventually, failure, failure_of, pool, rows, value, whole,
+    Belongings, Gate, close, eventually, failure, failure_of, pool, value, whole,
 };
 use crate::tasks::*;
 
 rows! {
+    /// A pool is drained with jobs running and queued.
     fn d1_a_drain_runs_what_was_taken_and_refuses_what_comes() {
         let before = Belongings::now();
         let gate = Gate::new();
@@ -30,6 +32,7 @@ rows! {
         close(pool, &before);
     }
 
+    /// A pool is terminated with jobs running and queued.
     fn d2_a_termination_fails_everything_and_leaves_nothing() {
         let before = Belongings::now();
         let gate = Gate::new();
@@ -44,6 +47,7 @@ rows! {
         close(pool, &before);
     }
 
+    /// A drain with a deadline has an endless job.
     fn d3_a_drain_with_a_deadline_becomes_a_termination() {
         let invariant = crate::support::Invariant::new(); // both workers are there
         let pool = invariant.pool.clone();
@@ -56,6 +60,7 @@ rows! {
         assert!(crate::support::children().is_empty());
     }
 
+    /// A worker is killed in its job while the pool drains.
     fn d4_a_worker_may_die_while_the_pool_closes() {
         let before = Belongings::now();
         let gate = Gate::new();
@@ -71,6 +76,7 @@ rows! {
         close(pool, &before);
     }
 
+    /// A pool is closed, terminated and joined at once.
     fn d4_closing_twice_and_from_many_threads_is_closing() {
         let before = Belongings::now();
         for _ in 0..20 {
@@ -92,6 +98,7 @@ rows! {
         }
     }
 
+    /// A pool is terminated while its workers start.
     fn d4_a_pool_may_end_while_its_workers_start() {
         let before = Belongings::now();
         for n in 0..100 {
@@ -106,6 +113,7 @@ rows! {
         }
     }
 
+    /// A pool is terminated while it backs off.
     fn d4_a_pool_may_end_while_it_backs_off() {
         let before = Belongings::now();
         let pool = errback::Pool::builder().size(2).command("false", [""; 0]).build().expect("a pool");
@@ -116,11 +124,13 @@ rows! {
         close(pool, &before);
     }
 
+    /// A pool is closed that was never used.
     fn d_an_unused_pool_ends_too() {
         let before = Belongings::now();
         close(pool(3), &before);
     }
 
+    /// The last handle of a pool is dropped.
     fn d_the_last_handle_ends_the_pool_without_waiting() {
         let before = Belongings::now();
         let gate = Gate::new();
@@ -138,6 +148,7 @@ rows! {
         crate::support::eventually_same(&before);
     }
 
+    /// A pool is drained before its first worker is there.
     fn d_jobs_that_never_got_a_worker_are_drained() {
         let before = Belongings::now();
         let pool = pool(2);

@@ -1,12 +1,10 @@
-//! What the rows share: a process for each, a gate to hold jobs at, and the count of what is left behind.
+//! What the rows share: a gate to hold jobs at, and the count of what is left behind.
 
 use std::fmt;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -33,81 +31,6 @@ fn patience() -> u32 {
         .unwrap_or(10)
 }
 
-/// No row takes longer, on whatever machine.
-const WATCHDOG: Duration = Duration::from_secs(300);
-
-/// Tests that each run in a process of their own.
-macro_rules! rows {
-    ($($(#[$attribute:meta])* fn $name:ident() $body:block)*) => {$(
-        #[test]
-        $(#[$attribute])*
-        fn $name() {
-            crate::support::alone(concat!(module_path!(), "::", stringify!($name)), || $body);
-        }
-    )*};
-}
-pub(crate) use rows;
-
-/// Runs a test's body in a new process: this binary again, told to run that one test.
-pub(crate) fn alone(path: &str, body: impl FnOnce()) {
-    const ROW: &str = "ERRBACK_TEST_ROW";
-    let (_, name) = path.split_once("::").expect("a path begins with the crate");
-    if std::env::var_os(ROW).is_some_and(|row| row == *name) {
-        return body();
-    }
-    let mut command = Command::new(std::env::current_exe().expect("this binary"));
-    command
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env(ROW, name);
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    let child = child.spawn().expect("a process for the row");
-    let group = Pid::from_child(&child);
-    let (done, watchdog) = std::sync::mpsc::channel::<()>();
-    let watchdog = std::thread::spawn(move || {
-        if watchdog
-            .recv_timeout(WATCHDOG)
-            .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
-        {
-            eprintln!("{}", stacks(group));
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
-        }
-    });
-    let output = child.wait_with_output().expect("the row's end");
-    drop(done);
-    watchdog.join().expect("the watchdog");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    assert!(
-        output.status.success(),
-        "{name}: {}\n{stdout}\n{stderr}",
-        output.status
-    );
-    assert!(stdout.contains("1 passed"), "{name} was not run:\n{stdout}");
-}
-
-/// Where the threads of a process hang.
-fn stacks(pid: Pid) -> String {
-    let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
-    let threads = fs::read_dir(tasks)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|thread| {
-            let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
-            format!(
-                "{} {} {}",
-                read("comm").trim(),
-                read("wchan"),
-                read("syscall").trim()
-            )
-        });
-    threads.collect::<Vec<_>>().join("\n")
-}
-
 pub(crate) fn pool(size: usize) -> Pool {
     Pool::builder().size(size).build().expect("a pool")
 }
@@ -125,8 +48,12 @@ pub(crate) fn eventually(within: Duration, what: impl fmt::Display, mut is: impl
 /// The failure of a job, which must come soon.
 #[track_caller]
 pub(crate) fn failure<T: fmt::Debug + Send + 'static>(result: AsyncResult<T>) -> Failure {
+    let began = Instant::now();
     match result.get_timeout(soon()) {
-        Ok(result) => result.expect_err("this job fails"),
+        Ok(result) => {
+            crate::suite::failure_took(began.elapsed());
+            result.expect_err("this job fails")
+        }
         Err(_) => panic!("the job did not fail within {:?}", soon()),
     }
 }
