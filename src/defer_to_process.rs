@@ -12,7 +12,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use errback_deferred::{
@@ -311,8 +311,9 @@ thread_local! {
     static LOOPS: RefCell<Vec<Loop>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A loop, and what it has out.
-type Loop = (Arc<dyn ReactorFromThreads>, Rc<Outstanding>);
+/// A loop, and what it has out. Weak: its handle holds a descriptor, which is not to outlive the loop; and its address is
+/// nobody else's as long as this is there.
+type Loop = (Weak<dyn ReactorFromThreads>, Rc<Outstanding>);
 
 /// The jobs that a loop has out, so that it does not end without them: their Deferreds could not fire any more.
 #[derive(Default)]
@@ -354,7 +355,7 @@ impl Outstanding {
         let made = Rc::new(Outstanding::default());
         LOOPS.with_borrow_mut(|loops| {
             loops.retain(|(_, known)| !matches!(*known.end.borrow(), End::Reached));
-            loops.push((Arc::clone(threads), Rc::clone(&made)));
+            loops.push((Arc::downgrade(threads), Rc::clone(&made)));
         });
         let shut_down = Rc::clone(&made);
         let trigger = Box::new(move || shut_down.shut_down());
@@ -366,7 +367,7 @@ impl Outstanding {
         LOOPS.with_borrow(|loops| {
             let mut loops = loops.iter();
             let known = loops
-                .find(|(known, _)| std::ptr::addr_eq(Arc::as_ptr(known), Arc::as_ptr(threads)))?;
+                .find(|(known, _)| std::ptr::addr_eq(Weak::as_ptr(known), Arc::as_ptr(threads)))?;
             Some(Rc::clone(&known.1))
         })
     }
