@@ -13,6 +13,7 @@ mod causes;
 mod deaths;
 mod descriptors;
 mod hosts;
+mod loops;
 mod messages;
 mod panics;
 mod restarts;
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
         deaths::ROWS,
         descriptors::ROWS,
         hosts::ROWS,
+        loops::ROWS,
         messages::ROWS,
         panics::ROWS,
         restarts::ROWS,

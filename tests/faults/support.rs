@@ -24,7 +24,7 @@ pub(crate) fn whole() -> Duration {
 }
 
 /// How much slower than an idle machine this one may be. `ERRBACK_TEST_PATIENCE=1` asks for what is promised there.
-fn patience() -> u32 {
+pub(crate) fn patience() -> u32 {
     std::env::var("ERRBACK_TEST_PATIENCE")
         .ok()
         .and_then(|factor| factor.parse().ok())
@@ -161,7 +161,7 @@ pub(crate) fn kill(pid: u32, signal: Signal) {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Belongings {
     threads: usize,
-    descriptors: usize,
+    descriptors: Vec<String>,
     children: Vec<String>,
 }
 
@@ -169,7 +169,7 @@ impl Belongings {
     pub(crate) fn now() -> Belongings {
         Belongings {
             threads: threads(),
-            descriptors: descriptors(),
+            descriptors: descriptors_by_kind(),
             children: children(),
         }
     }
@@ -186,6 +186,25 @@ pub(crate) fn threads() -> usize {
 
 pub(crate) fn descriptors() -> usize {
     list("/proc/self/fd").len()
+}
+
+/// What is open: files by their names, the rest by its kind (`socket`, `pipe`), as a new one is as good.
+fn descriptors_by_kind() -> Vec<String> {
+    let links = list("/proc/self/fd").into_iter();
+    let names = links.filter_map(|link| fs::read_link(link).ok());
+    let mut kinds: Vec<String> = names
+        .map(|name| {
+            let name = name.to_string_lossy().into_owned();
+            match name.split_once(":[") {
+                Some((kind, number)) if number.starts_with(|it: char| it.is_ascii_digit()) => {
+                    kind.to_string()
+                }
+                _ => name,
+            }
+        })
+        .collect();
+    kinds.sort();
+    kinds
 }
 
 /// The children of this process, zombies included, each with its state (not its number: a replaced worker is as good).

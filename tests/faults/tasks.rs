@@ -193,6 +193,11 @@ pub(crate) fn echo(bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+#[errback::task]
+pub(crate) fn fill(byte: u8, count: usize) -> Vec<u8> {
+    vec![byte; count]
+}
+
 /// Sends its answer in part: what has been written when a thread of it aborts.
 #[errback::task]
 pub(crate) fn answer_and_abort(count: usize, after_us: u64) -> Vec<u8> {

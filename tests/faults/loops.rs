@@ -1,0 +1,274 @@
+//! The same faults with a reactor in the host, whose turns must not stall, whatever its workers do.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use errback::{
+    CancelledError, Failure, Pool, PoolClosed, Reactor, SpawnFailed, WorkerDied,
+    defer_to_process_pool,
+};
+use errback_deferred::{Deferred, LoopingCall, defer_later, ensure_deferred, gather_results};
+use rustix::process::Signal;
+
+use crate::suite::{failure_took, rows};
+use crate::support::{
+    Belongings, Gate, Held, Invariant, children, close, eventually, kill, patience, pool, soon,
+    whole,
+};
+use crate::tasks::*;
+
+/// Answers of a quarter of a GiB are there by then.
+const ANSWERED: Duration = Duration::from_secs(120);
+
+/// No turn of the reactor takes longer: 50 milliseconds, times the patience.
+fn stall() -> Duration {
+    Duration::from_millis(50) * patience()
+}
+
+/// Runs a reactor until the Deferred of `start` fires; no turn may stall meanwhile.
+#[track_caller]
+fn on_a_reactor<T: 'static>(
+    start: impl FnOnce(&Reactor) -> Deferred<T> + 'static,
+) -> Result<T, Failure> {
+    let reactor = Reactor::new().expect("a reactor");
+    let ticks = Ticks::default();
+    let result = Rc::new(Cell::new(None));
+    let (begin, count, set) = (reactor.clone(), ticks.clone(), Rc::clone(&result));
+    reactor.call_when_running(move || {
+        let end = begin.clone();
+        let d = start(&begin);
+        let ticking = count.start(&begin);
+        d.add_both(move |result| {
+            count.tick();
+            ticking.stop();
+            set.set(Some(result));
+            end.stop().expect("it runs");
+        })
+        .log_failure();
+    });
+    reactor.run().expect("the reactor runs");
+    let longest = ticks.longest.get();
+    assert!(longest < stall(), "a turn took {longest:?}");
+    result.take().expect("the Deferred has fired")
+}
+
+/// Does `fault` on the loop's thread when a job has begun, and is held at `gate`.
+fn when_held(reactor: &Reactor, gate: Gate, fault: impl FnOnce(Held) + 'static) {
+    reactor
+        .defer_to_thread(move || Ok(gate.held()))
+        .add_callback(move |held| fault(held))
+        .log_failure();
+}
+
+/// When the reactor came round last, and the longest that it did not.
+#[derive(Clone, Default)]
+struct Ticks {
+    last: Rc<Cell<Option<Instant>>>,
+    longest: Rc<Cell<Duration>>,
+}
+
+impl Ticks {
+    fn start(&self, reactor: &Reactor) -> LoopingCall {
+        let ticks = self.clone();
+        let ticking = LoopingCall::new(reactor.clone(), move || ticks.tick());
+        ticking
+            .start(Duration::from_millis(1), true)
+            .add_callback(|_| ())
+            .log_failure();
+        ticking
+    }
+
+    fn tick(&self) {
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(Some(now)) {
+            self.longest.set(self.longest.get().max(now - last));
+        }
+    }
+}
+
+/// The failure, which must be an `E`.
+#[track_caller]
+fn failed<E: std::error::Error + Clone + Send + Sync + 'static, T>(
+    result: Result<T, Failure>,
+) -> E {
+    let Err(failure) = result else {
+        panic!("this job fails")
+    };
+    let error = failure.check::<E>().cloned();
+    error.unwrap_or_else(|| panic!("another failure: {failure:?}"))
+}
+
+/// When the fault was, for the time that its failure takes to come.
+#[derive(Clone, Default)]
+struct Fault(Rc<Cell<Option<Instant>>>);
+
+impl Fault {
+    fn is_now(&self) {
+        self.0.set(Some(Instant::now()));
+    }
+
+    /// The failure has come, which must have been soon after `due`.
+    #[track_caller]
+    fn came_out(&self, due: Duration) {
+        let took = self.0.get().expect("a fault").elapsed();
+        failure_took(took);
+        assert!(took >= due, "it came {took:?} after the fault");
+        assert!(took - due < soon(), "it took {took:?}");
+    }
+}
+
+/// As much of `most` bytes as this machine has room for, with `copies` of it.
+fn affordable(most: usize, copies: usize) -> usize {
+    let memory = std::fs::read_to_string("/proc/meminfo").expect("procfs");
+    let mut lines = memory.lines();
+    let line = lines.find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    most.min(kib.expect("a number") * 1024 / 2 / copies)
+}
+
+rows! {
+    /// A worker is killed in its job, under a reactor that must not stall.
+    fn k4_a_death_stalls_no_reactor() {
+        let mut invariant = Invariant::new().with_bystander();
+        let (pool, gate, fault) = (invariant.pool.clone(), Gate::new(), Fault::default());
+        let begin = fault.clone();
+        let result = on_a_reactor(move |reactor| {
+            let victim = defer_to_process_pool(reactor, &pool, hold, (gate.path.clone(),));
+            when_held(reactor, gate, move |held| {
+                begin.is_now();
+                held.kill(Signal::KILL);
+            });
+            victim
+        });
+        fault.came_out(Duration::ZERO);
+        assert_eq!(failed::<WorkerDied, _>(result).exit.signal(), Some(Signal::KILL.as_raw()));
+        invariant.queue();
+        invariant.check();
+    }
+
+    /// A running job is cancelled, under a reactor that must not stall.
+    fn c2_a_cancel_stalls_no_reactor() {
+        let invariant = Invariant::new().with_bystander();
+        let (pool, gate, fault) = (invariant.pool.clone(), Gate::new(), Fault::default());
+        let begin = fault.clone();
+        let result = on_a_reactor(move |reactor| {
+            let victim = defer_to_process_pool(reactor, &pool, hold, (gate.path.clone(),));
+            let cancel = victim.cancel_handle();
+            when_held(reactor, gate, move |held| {
+                begin.is_now();
+                cancel.cancel();
+                drop(held);
+            });
+            victim
+        });
+        fault.came_out(Duration::ZERO);
+        failed::<CancelledError, _>(result);
+        invariant.check();
+    }
+
+    /// All workers are stopped and the pool terminated, under a reactor that must not stall.
+    fn s4_a_termination_of_stopped_workers_stalls_no_reactor() {
+        let before = Belongings::now();
+        let invariant = Invariant::of(pool(2), before.clone());
+        let (pool, gate, fault) = (invariant.pool.clone(), Gate::new(), Fault::default());
+        let begin = fault.clone();
+        let result = on_a_reactor(move |reactor| {
+            let victim = defer_to_process_pool(reactor, &pool, hold, (gate.path.clone(),));
+            let (join, threads) = (pool.clone(), reactor.clone());
+            when_held(reactor, gate, move |held| {
+                begin.is_now();
+                pool.stats().workers.into_iter().for_each(|pid| kill(pid, Signal::STOP));
+                pool.terminate();
+                drop(held);
+            });
+            victim.add_both(move |result| {
+                let ended = threads.defer_to_thread(move || Ok(join.join_timeout(whole())));
+                ended.add_callback(move |ended| Ok((result, ended)))
+            })
+        });
+        fault.came_out(Duration::ZERO);
+        let (result, ended) = result.expect("a thread");
+        assert!(ended, "the pool ended in time");
+        failed::<PoolClosed, _>(result);
+        assert!(children().is_empty());
+    }
+
+    /// Two workers answer 256 MiB each while the reactor's thread is busy for two seconds.
+    fn m7_large_answers_do_not_wait_for_a_busy_reactor() {
+        const LARGE: usize = 256 << 20;
+        let invariant = Invariant::new();
+        let pool = invariant.pool.clone();
+        // A worker has its result twice, as value and as bytes, and the host too.
+        let size = affordable(LARGE, 8);
+        let answers = on_a_reactor(move |reactor| {
+            let busy = Instant::now() + Duration::from_secs(2);
+            let answers = [1, 2].map(|byte| defer_to_process_pool(reactor, &pool, fill, (byte, size)));
+            eventually(ANSWERED, "the waiters read on", || {
+                Instant::now() > busy && pool.stats().running == 0
+            });
+            gather_results(answers)
+        });
+        // `==` on slices compares memory at once, also where nothing is optimised.
+        assert!(answers.expect("two answers") == [vec![1; size], vec![2; size]]);
+        invariant.check();
+    }
+
+    /// Large calls are submitted while all workers are busy, from a reactor that must not stall.
+    fn m8_a_large_call_stalls_no_reactor() {
+        // More than a socket holds. Bytes are encoded one by one, which takes long where nothing is optimised.
+        const LARGE: usize = if cfg!(debug_assertions) { 1 << 19 } else { 8 << 20 };
+        let invariant = Invariant::new();
+        let (pool, gate) = (invariant.pool.clone(), Gate::new());
+        let lengths = on_a_reactor(move |reactor| {
+            let reactor = reactor.clone();
+            ensure_deferred(async move {
+                let busy = [0; 2].map(|_| defer_to_process_pool(&reactor, &pool, hold, (gate.path.clone(),)));
+                let held = reactor.defer_to_thread(move || Ok([gate.held(), gate.held()])).await?;
+                let mut large = Vec::new();
+                for _ in 0..4 {
+                    large.push(defer_to_process_pool(&reactor, &pool, echo, (vec![1; LARGE],)));
+                    defer_later(&reactor, Duration::ZERO, || ()).await?;
+                }
+                held.into_iter().for_each(Held::release);
+                gather_results(busy).await?;
+                let echoed = gather_results(large).await?;
+                Ok(echoed.iter().map(Vec::len).collect::<Vec<_>>())
+            })
+        });
+        assert_eq!(lengths.expect("lengths"), [LARGE; 4]);
+        invariant.check();
+    }
+
+    /// A drain with a deadline of one second has an endless job, under a reactor that must not stall.
+    fn d3_a_drain_that_becomes_a_termination_stalls_no_reactor() {
+        let invariant = Invariant::new();
+        let (pool, fault) = (invariant.pool.clone(), Fault::default());
+        let begin = fault.clone();
+        let result = on_a_reactor(move |reactor| {
+            let endless = defer_to_process_pool(reactor, &pool, spin, ());
+            begin.is_now();
+            pool.close_within(Duration::from_secs(1));
+            endless
+        });
+        fault.came_out(Duration::from_secs(1));
+        assert!(failed::<PoolClosed, _>(result).running);
+        assert!(invariant.pool.join_timeout(whole()));
+        assert!(children().is_empty());
+    }
+
+    /// Every worker ends at its start, under a reactor that must not stall.
+    fn r1_workers_that_cannot_start_stall_no_reactor() {
+        let before = Belongings::now();
+        let pool = Pool::builder().size(2).command("false", [""; 0]).build().expect("a pool");
+        let (jobs, fault) = (pool.clone(), Fault::default());
+        let begin = fault.clone();
+        let result = on_a_reactor(move |reactor| {
+            begin.is_now();
+            defer_to_process_pool(reactor, &jobs, add, (1, 1))
+        });
+        fault.came_out(Duration::ZERO);
+        assert_eq!(failed::<SpawnFailed, _>(result).attempts, 5);
+        close(pool, &before);
+    }
+}
