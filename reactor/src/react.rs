@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use errback_deferred::{CancelledError, Failure, IntoOutcome, maybe_deferred};
+use errback_deferred::{CancelledError, Failure, FirstError, IntoOutcome, maybe_deferred};
 
 use crate::Reactor;
 
@@ -67,12 +67,20 @@ where
             // That `main` was cancelled by the shutdown is no news; what else it makes of the shutdown is. The exit code is
             // the signal's.
             if let Some(Err(failure)) = result
-                && !failure.is::<CancelledError>()
+                && !is_cancel(&failure)
             {
                 eprintln!("Error: {failure:?}");
             }
             Ok(128 + signal as u8)
         }
         None => result.unwrap_or(Ok(())).map(|()| 0),
+    }
+}
+
+/// A cancel, perhaps of one of several that were waited for.
+fn is_cancel(failure: &Failure) -> bool {
+    match failure.check::<FirstError>() {
+        Some(first) => is_cancel(&first.failure),
+        None => failure.is::<CancelledError>(),
     }
 }
