@@ -12,26 +12,25 @@ use crate::support::{
 use crate::tasks::*;
 
 /// How long workers may outlive their host.
-const ORPHANED: Duration = Duration::from_secs(30);
+pub(crate) const ORPHANED: Duration = Duration::from_secs(30);
 
 /// A host process: this program, to be one of the programs below.
-fn host(which: &str, gate: &Gate) -> Child {
+pub(crate) fn host(which: &str, gate: &Gate) -> Child {
     start_host(program(which), gate)
 }
 
-fn start_host(mut command: Command, gate: &Gate) -> Child {
+pub(crate) fn start_host(mut command: Command, gate: &Gate) -> Child {
     command
         .env("ERRBACK_TEST_GATE", &gate.path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stdout(Stdio::null());
     command.spawn().expect("a host")
 }
 
-fn gate_of_host() -> String {
+pub(crate) fn gate_of_host() -> String {
     std::env::var("ERRBACK_TEST_GATE").expect("a host is given a gate")
 }
 
-fn children_of(pid: u32) -> Vec<u32> {
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
         .expect("procfs")
         .flatten();
@@ -85,7 +84,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
 ];
 
 /// What a host does that waits to be killed.
-fn be_host() {
+pub(crate) fn be_host() {
     be_host_until(|| {
         loop {
             std::thread::park();
@@ -194,7 +193,7 @@ fn set_signal(number: i32, handler: usize) {
 
 /// Waits for a host that is to leave a mark.
 #[track_caller]
-fn comes_to_its_end(mut host: Child, gate: &Gate) -> String {
+pub(crate) fn comes_to_its_end(mut host: Child, gate: &Gate) -> String {
     let status = host.wait().expect("an end");
     let mark = format!("{}.ok", gate.path);
     let text = std::fs::read_to_string(&mark).unwrap_or_else(|error| panic!("{status}: {error}"));
@@ -203,7 +202,7 @@ fn comes_to_its_end(mut host: Child, gate: &Gate) -> String {
 }
 
 /// Whether all threads of a process are stopped.
-fn has_stopped(pid: u32) -> bool {
+pub(crate) fn has_stopped(pid: u32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
         .expect("procfs")
         .flatten();

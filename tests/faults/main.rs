@@ -18,6 +18,7 @@ mod messages;
 mod panics;
 mod restarts;
 mod shutdown;
+mod signals;
 mod tasks;
 
 fn main() -> std::process::ExitCode {
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
         panics::ROWS,
         restarts::ROWS,
         shutdown::ROWS,
+        signals::ROWS,
     ];
-    suite::main(&rows, &[hosts::PROGRAMS])
+    suite::main(&rows, &[hosts::PROGRAMS, signals::PROGRAMS])
 }
