@@ -14,6 +14,7 @@ mod deaths;
 mod descriptors;
 mod hosts;
 mod loops;
+mod machine;
 mod messages;
 mod panics;
 mod restarts;
@@ -28,11 +29,15 @@ fn main() -> std::process::ExitCode {
         descriptors::ROWS,
         hosts::ROWS,
         loops::ROWS,
+        machine::ROWS,
         messages::ROWS,
         panics::ROWS,
         restarts::ROWS,
         shutdown::ROWS,
         signals::ROWS,
     ];
-    suite::main(&rows, &[hosts::PROGRAMS, signals::PROGRAMS])
+    suite::main(
+        &rows,
+        &[hosts::PROGRAMS, machine::PROGRAMS, signals::PROGRAMS],
+    )
 }

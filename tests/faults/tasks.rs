@@ -271,6 +271,15 @@ pub(crate) fn spawn_sleeper_and_hold(gate: String) -> u32 {
     child.id()
 }
 
+/// Starts a shell, and waits at a gate.
+#[errback::task]
+#[allow(clippy::zombie_processes)] // what nobody waits for is the fault
+pub(crate) fn shell_and_hold(script: String, gate: String) -> u32 {
+    let mut shell = std::process::Command::new("sh");
+    let _ = shell.args(["-c", &script]).spawn().expect("a shell");
+    hold(gate)
+}
+
 #[errback::task]
 pub(crate) fn open_descriptors() -> Vec<String> {
     let entries = std::fs::read_dir("/proc/self/fd")
