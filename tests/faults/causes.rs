@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use errback::{Exit, Pool, WorkerDied};
 use rustix::process::{Resource, Rlimit, Signal};
 
-use crate::support::{Belongings, Gate, Invariant, failure_of, kill, pool, rows, value};
+use crate::suite::{rows, skip_because};
+use crate::support::{Belongings, Gate, Invariant, failure_of, kill, pool, value};
 use crate::tasks::*;
 
 const MIB: usize = 1 << 20;
@@ -47,8 +48,8 @@ struct MemoryGroup {
 }
 
 impl MemoryGroup {
-    /// `None`, with a reason, where this machine does not let us make one.
-    fn new(limit: usize) -> Option<MemoryGroup> {
+    /// Skips the row where this machine does not let us make one.
+    fn new(limit: usize) -> MemoryGroup {
         let version_1 = Path::new("/sys/fs/cgroup/memory");
         let (root, limits, version_2) = match version_1.is_dir() {
             true => (
@@ -75,8 +76,9 @@ impl MemoryGroup {
             let _ = fs::write(directory.join(limits[1]), with_swap.to_string());
             Ok(group)
         });
-        made.inspect_err(|why| println!("skipped: no memory control group can be made: {why}"))
-            .ok()
+        made.unwrap_or_else(|why| {
+            skip_because(&format!("no memory control group can be made: {why}"))
+        })
     }
 
     fn procs(&self) -> PathBuf {
@@ -142,8 +144,9 @@ fn allow_core_files(allow: bool) -> bool {
 }
 
 rows! {
+    /// A job allocates more than the host's control group has.
     fn x5_a_worker_that_outgrows_its_hosts_control_group_says_so() {
-        let Some(mut group) = MemoryGroup::new(128 * MIB) else { return };
+        let mut group = MemoryGroup::new(128 * MIB);
         group.enter();
         let before = Belongings::now();
         let invariant = Invariant::of(pool(2), before).with_bystander();
@@ -151,8 +154,9 @@ rows! {
         invariant.check();
     }
 
+    /// A job allocates more than its worker's control group has.
     fn x5_a_worker_that_outgrows_its_own_control_group_says_so() {
-        let Some(group) = MemoryGroup::new(128 * MIB) else { return };
+        let group = MemoryGroup::new(128 * MIB);
         let this = std::env::current_exe().expect("this binary");
         let script = r#"echo $$ > "$1" && exec "$0""#;
         let arguments = ["-c".into(), script.into(), this.into_os_string(), group.procs().into()];
@@ -162,6 +166,7 @@ rows! {
         pool.join();
     }
 
+    /// A job computes, allocates and aborts.
     fn x3_a_death_says_what_the_worker_had_used() {
         let invariant = Invariant::new().with_bystander();
         let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(use_and_abort, (50, 200 * MIB)));
@@ -173,6 +178,7 @@ rows! {
         invariant.check();
     }
 
+    /// The host had used more memory than the worker that dies.
     fn x3_the_peak_of_the_host_is_not_told_as_that_of_the_worker() {
         let ours = std::hint::black_box(vec![1_u8; 300 * MIB]);
         let pool = pool(1);
@@ -185,6 +191,7 @@ rows! {
         assert!(died.usage.peak_memory > Some(400 * MIB as u64), "{died:?}");
     }
 
+    /// A job dies where core files are written.
     fn x3_a_core_file_is_told_of() {
         let directory = PathBuf::from(&Gate::new().path).with_extension("cores");
         fs::create_dir(&directory).expect("a directory");
@@ -214,6 +221,7 @@ rows! {
         fs::remove_dir_all(&directory).expect("the directory");
     }
 
+    /// A job writes 10 MiB to its stderr and aborts.
     fn f3_the_last_words_say_how_much_of_them_was_cut() {
         let invariant = Invariant::new().with_bystander();
         let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(write_and_abort, (10 * MIB,)));

@@ -57,7 +57,7 @@ fn on_a_reactor<T: 'static>(
 fn when_held(reactor: &Reactor, gate: Gate, fault: impl FnOnce(Held) + 'static) {
     reactor
         .defer_to_thread(move || Ok(gate.held()))
-        .add_callback(move |held| fault(held))
+        .add_callback(fault)
         .log_failure();
 }
 

@@ -25,6 +25,7 @@ mod tasks;
 fn main() -> std::process::ExitCode {
     let rows = [
         cancel::ROWS,
+        causes::ROWS,
         deaths::ROWS,
         descriptors::ROWS,
         hosts::ROWS,

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use errback::{Failure, Pool, Reactor, TimeoutError, WorkerDied, defer_to_process_pool, react};
+use errback::{Failure, Pool, Reactor, Task, TimedOut, WorkerDied, defer_to_process_pool, react};
 use errback_deferred::gather_results;
 use rustix::process::Signal;
 use rustix::pty::OpenptFlags;
@@ -19,7 +19,8 @@ use crate::hosts::{
 };
 use crate::suite::{Program, program, rows};
 use crate::support::{
-    Gate, Held, eventually, is_alive, kill, pool, state, status, succeeds, value, whole,
+    Gate, Held, eventually, failure_of, is_alive, kill, patience, pool, state, status, succeeds,
+    value, whole,
 };
 use crate::tasks::*;
 
@@ -154,7 +155,7 @@ fn run_on_when_interrupted() {
         WAS_SIGNALLED.load(Ordering::Relaxed)
     });
     // The row counts this as a third job, and lets them all go.
-    hold(gate);
+    let _us = hold(gate);
     jobs.into_iter().for_each(succeeds);
     assert_eq!(pool.stats().died, 0);
 }
@@ -180,6 +181,14 @@ fn host_under_a_storm() {
         for n in 0..1000 {
             assert_eq!(value(pool.apply_async(add, (n, 1))), n + 1);
         }
+        let limit = Duration::from_secs(1);
+        let began = Instant::now();
+        failure_of::<TimedOut, _>(pool.apply_async(spin.timeout(limit), ()));
+        let took = began.elapsed();
+        assert!(
+            took >= limit && took < limit + limit / 10 * patience(),
+            "{took:?}"
+        );
         let large = vec![7; 4 << 20];
         assert!(value(pool.apply_async(echo, (large.clone(),))) == large);
         kill(pool.stats().workers[0], Signal::KILL);
@@ -233,9 +242,9 @@ fn host_that_is_stopped() {
     reactor.call_when_running(move || {
         let pool = pool(3);
         let jobs = (0..3).map(|_| {
-            let job = defer_to_process_pool(&begin, &pool, hold, (path.clone(),));
+            let limited = hold.timeout(Duration::from_secs(2));
+            let job = defer_to_process_pool(&begin, &pool, limited, (path.clone(),));
             let list = Rc::clone(&list);
-            let job = job.add_timeout(Duration::from_secs(2), &begin);
             job.add_both(move |result| {
                 list.borrow_mut().push(end_of(result));
                 Ok(())
@@ -263,7 +272,7 @@ fn host_that_is_stopped() {
 fn end_of(result: Result<u32, Failure>) -> String {
     match result {
         Ok(pid) => format!("{pid}:value"),
-        Err(failure) if failure.is::<TimeoutError>() => "timeout".to_string(),
+        Err(failure) if failure.is::<TimedOut>() => "timeout".to_string(),
         Err(failure) => match failure.check::<WorkerDied>() {
             Some(died) => format!("{}:death", died.pid),
             None => format!("{failure:?}"),
