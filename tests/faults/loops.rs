@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use errback::{
-    CancelledError, Failure, Pool, PoolClosed, Reactor, SpawnFailed, WorkerDied,
+    CancelledError, Failure, Pool, PoolClosed, Reactor, Shutdown, SpawnFailed, WorkerDied,
     defer_to_process_pool,
 };
 use errback_deferred::{Deferred, LoopingCall, defer_later, ensure_deferred, gather_results};
@@ -270,5 +270,108 @@ rows! {
         fault.came_out(Duration::ZERO);
         assert_eq!(failed::<SpawnFailed, _>(result).attempts, 5);
         close(pool, &before);
+    }
+
+    /// A pool is shut down by Deferreds: drained, with jobs running and queued.
+    fn d1_a_drain_is_a_deferred_that_fires_when_all_is_done_and_gone() {
+        let before = Belongings::now();
+        let pool = pool(2);
+        let gate = Gate::new();
+        let (there, path) = (pool.clone(), gate.path.clone());
+        let results = on_a_reactor(move |reactor| {
+            let jobs: Vec<_> = (0..2).map(|_| defer_to_process_pool(reactor, &there, hold, (path.clone(),)).add_callback(|pid| Ok(i64::from(pid)))).collect();
+            let queued: Vec<_> = (0..10).map(|n| defer_to_process_pool(reactor, &there, add, (n, 1))).collect();
+            let ended = there.shutdown(reactor, Shutdown::Drain);
+            let again = there.shutdown(reactor, Shutdown::Drain);
+            let refused = defer_to_process_pool(reactor, &there, add, (1, 1));
+            let refused = refused.add_both(|result| {
+                failed::<PoolClosed, _>(result);
+                Ok(())
+            });
+            reactor.defer_to_thread(move || {
+                let held: Vec<_> = (0..2).map(|_| gate.held()).collect();
+                held.into_iter().for_each(Held::release);
+                Ok(())
+            }).log_failure();
+            let done = gather_results(jobs.into_iter().chain(queued).collect::<Vec<_>>());
+            let gone = gather_results(vec![ended, again, refused]).add_callback(move |_| {
+                assert_eq!(children(), Vec::<String>::new(), "when it fires, nobody is left");
+            });
+            done.add_callback(move |values| gone.add_callback(move |_| Ok(values)))
+        });
+        assert_eq!(results.expect("all are done")[2..], (1..=10).collect::<Vec<i64>>());
+        close(pool, &before);
+    }
+
+    /// A pool is shut down at once by a Deferred, from a callback, twice, while others drain it.
+    fn d2_d4_a_shutdown_makes_the_ones_before_it_stricter_and_all_fire_once() {
+        let before = Belongings::now();
+        let pool = pool(2);
+        let gate = Gate::new();
+        let there = pool.clone();
+        let fired = on_a_reactor(move |reactor| {
+            let jobs: Vec<_> = (0..2).map(|_| defer_to_process_pool(reactor, &there, hold, (gate.path.clone(),)).add_callback(|pid| Ok(i64::from(pid)))).collect();
+            let queued: Vec<_> = (0..10).map(|n| defer_to_process_pool(reactor, &there, add, (n, 1))).collect();
+            let drained = there.shutdown(reactor, Shutdown::Drain);
+            let within = there.shutdown(reactor, Shutdown::DrainWithin(Duration::from_secs(600)));
+            let (on, to) = (reactor.clone(), there.clone());
+            let now = reactor.defer_to_thread(move || {
+                let held: Vec<_> = (0..2).map(|_| gate.held()).collect();
+                Ok(held)
+            }).add_callback(move |held| {
+                let now = to.shutdown(&on, Shutdown::Now);
+                let twice = to.shutdown(&on, Shutdown::Now);
+                now.add_callback(move |()| { drop(held); twice })
+            });
+            let all = jobs.into_iter().chain(queued).map(|d| {
+                d.add_both(|result| {
+                    failed::<PoolClosed, _>(result);
+                    Ok(1)
+                })
+            });
+            let all = gather_results(all.collect::<Vec<_>>());
+            gather_results(vec![drained, within, now]).add_callback(move |ends| {
+                all.add_callback(move |jobs| Ok((ends.len(), jobs.len())))
+            })
+        });
+        assert_eq!(fired.expect("everything fires"), (3, 12));
+        close(pool, &before);
+    }
+
+    /// A pool is shut down by a Deferred while its workers fail to start.
+    fn d4_a_shutdown_during_back_off_fires() {
+        let pool = Pool::builder().size(1).initializer(panic_str, ()).build().expect("a pool");
+        let there = pool.clone();
+        let job = on_a_reactor(move |reactor| {
+            let job = defer_to_process_pool(reactor, &there, add, (1, 1));
+            let (on, waits) = (reactor.clone(), there.clone());
+            let backing_off = reactor.defer_to_thread(move || {
+                eventually(soon(), "a start fails", || waits.stats().failed_starts > 0);
+                Ok(waits)
+            });
+            let end = backing_off.add_callback(move |pool| pool.shutdown(&on, Shutdown::DrainWithin(Duration::from_millis(50))));
+            end.add_callback(move |()| job)
+        });
+        let failure = job.expect_err("it never ran");
+        assert!(failure.check::<PoolClosed>().is_some() || failure.check::<SpawnFailed>().is_some(), "{failure:?}");
+        assert!(pool.join_timeout(whole()));
+    }
+
+    /// Producers that would fill the backlog wait for room, under a reactor that must not stall.
+    fn t5_producers_wait_for_room_in_their_order() {
+        let pool = Pool::builder().size(1).backlog(2).build().expect("a pool");
+        let there = pool.clone();
+        let results = on_a_reactor(move |reactor| {
+            let all = (0..100).map(|n| {
+                let (on, to) = (reactor.clone(), there.clone());
+                there.when_room(reactor).add_callback(move |()| defer_to_process_pool(&on, &to, add, (n, 1)))
+            });
+            gather_results(all.collect::<Vec<_>>())
+        });
+        // Two that fire in one turn may meet over one place; each then knows, and none hangs.
+        match results {
+            Ok(sums) => assert_eq!(sums, (1..=100).collect::<Vec<i64>>()),
+            Err(failure) => panic!("{failure}"),
+        }
     }
 }

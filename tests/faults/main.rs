@@ -21,6 +21,8 @@ mod restarts;
 mod shutdown;
 mod signals;
 mod tasks;
+mod times;
+mod workers;
 
 fn main() -> std::process::ExitCode {
     let rows = [
@@ -36,6 +38,8 @@ fn main() -> std::process::ExitCode {
         restarts::ROWS,
         shutdown::ROWS,
         signals::ROWS,
+        times::ROWS,
+        workers::ROWS,
     ];
     suite::main(
         &rows,

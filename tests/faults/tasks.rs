@@ -19,8 +19,12 @@ pub(crate) fn hold(gate: String) -> u32 {
         .write_all(&std::process::id().to_ne_bytes())
         .expect("the gate");
     let _ = stream.read(&mut [0]);
+    HELD.store(std::process::id(), std::sync::atomic::Ordering::Relaxed);
     std::process::id()
 }
+
+/// The process in which `hold` was last.
+static HELD: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 #[errback::task]
 pub(crate) fn worker_pid() -> u32 {
@@ -295,6 +299,92 @@ pub(crate) fn open_descriptors() -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// Tells the gate that it runs, and goes on until it is asked to stop.
+#[errback::task]
+pub(crate) fn until_asked(gate: String) -> bool {
+    let mut stream = UnixStream::connect(gate).expect("a gate");
+    stream
+        .write_all(&std::process::id().to_ne_bytes())
+        .expect("it listens");
+    let token = errback::worker::cancel_token();
+    while !errback::worker::cancel_requested() {
+        std::hint::spin_loop();
+    }
+    token.is_cancel_requested()
+}
+
+/// Makes what is at `place` know that it ran: an empty path is nothing, a gate holds it, another place becomes a file.
+#[errback::task]
+pub(crate) fn touch(place: String, n: i64) -> i64 {
+    if place.contains("gate") {
+        hold(place);
+    } else if !place.is_empty() {
+        std::fs::write(place, b"ran").expect("a file");
+    }
+    n
+}
+
+#[errback::task]
+pub(crate) fn add_or_abort(n: u64, dies: bool) -> u64 {
+    if dies {
+        std::process::abort();
+    }
+    n + 1
+}
+
+/// Computes for so long.
+#[errback::task]
+pub(crate) fn work(micros: u64) -> u64 {
+    let until = std::time::Instant::now() + std::time::Duration::from_micros(micros);
+    while std::time::Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    micros
+}
+
+#[errback::task]
+pub(crate) fn refuse(why: String) -> Result<(), Refusal> {
+    Err(Refusal(why))
+}
+
+/// An error that does not travel as itself.
+#[derive(Debug)]
+pub(crate) struct Refusal(String);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+#[errback::task]
+pub(crate) fn need_file(path: String) -> std::io::Result<usize> {
+    Ok(std::fs::read(path)?.len())
+}
+
+/// The process in which `hold` was last, if that is this one.
+#[errback::task]
+pub(crate) fn initialised_by() -> u32 {
+    HELD.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+#[errback::task]
+pub(crate) fn leak(bytes: usize) -> u32 {
+    std::mem::forget(std::hint::black_box(vec![1_u8; bytes]));
+    std::process::id()
+}
+
+/// How many of so many files could be opened.
+#[errback::task]
+pub(crate) fn open_files(most: usize) -> usize {
+    let files: Vec<_> = (0..most)
+        .map_while(|_| std::fs::File::open("/dev/null").ok())
+        .collect();
+    files.len()
 }
 
 #[errback::task]
