@@ -22,7 +22,7 @@ use errback_deferred::{
 use errback_reactor::Reactor;
 
 use crate::error::{BuildError, PoolInUse};
-use crate::pool::{Encoded, JobHandle, Pool};
+use crate::pool::{Encoded, JobHandle, Pool, Room};
 use crate::task::Task;
 
 /// How long jobs that run may go on when their loop shuts down, before they are killed.
@@ -167,14 +167,20 @@ impl Pool {
             Shutdown::DrainWithin(patience) => self.close_within(patience),
             Shutdown::Now => self.terminate(),
         }
-        later(event_loop, |call| self.shared().on_end(call))
+        match remote(event_loop) {
+            Ok((remote, d)) => {
+                self.shared().on_end(Box::new(move || remote.fire(Ok(()))));
+                d
+            }
+            Err(gone) => fail(gone),
+        }
     }
 
     /// A Deferred that fires when there is room in the backlog: at once, or in the order of those who ask, one for each
     /// place that becomes free. When the pool closes they all fire, as the next submit tells.
     ///
-    /// For producers that would fill a backlog faster than the workers empty it. The place is not kept for whoever waited:
-    /// submit in the callback.
+    /// For producers that would fill a backlog faster than the workers empty it. The [`Room`] keeps the place from the
+    /// others who ask until it is dropped, which should be after the submit. (Not from those who submit without asking.)
     ///
     /// ```no_run
     /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
@@ -183,7 +189,11 @@ impl Pool {
     /// # let reactor = errback::Reactor::new()?;
     /// let pool = Pool::builder().backlog(100).build()?;
     /// let (to, on) = (pool.clone(), reactor.clone());
-    /// let d = pool.when_room(&reactor).add_callback(move |()| defer_to_process_pool(&on, &to, square, (7,)));
+    /// let d = pool.when_room(&reactor).add_callback(move |room| {
+    ///     let result = defer_to_process_pool(&on, &to, square, (7,));
+    ///     drop(room);
+    ///     result
+    /// });
     /// # d.log_failure();
     /// # Ok::<(), errback::Failure>(())
     /// ```
@@ -191,24 +201,25 @@ impl Pool {
     /// # Errors
     /// [`LoopGone`] when the loop has ended.
     #[track_caller]
-    pub fn when_room(&self, event_loop: &impl ReactorCore) -> Deferred<()> {
-        later(event_loop, |call| self.shared().on_room(call))
+    pub fn when_room(&self, event_loop: &impl ReactorCore) -> Deferred<Room> {
+        let (remote, d) = match remote(event_loop) {
+            Ok(ends) => ends,
+            Err(gone) => return fail(gone),
+        };
+        let shared = Arc::clone(self.shared());
+        shared.on_room(Box::new(move |room| remote.fire(Ok(room))));
+        d
     }
 }
 
-/// A Deferred that fires when the pool makes the call that it is given.
+/// A Deferred that another thread fires.
 #[track_caller]
-fn later(
+fn remote<T: Send + 'static>(
     event_loop: &impl ReactorCore,
-    ask: impl FnOnce(Box<dyn FnOnce() + Send>),
-) -> Deferred<()> {
+) -> Result<(RemoteResolver<T>, Deferred<T>), LoopGone> {
     let threads = event_loop.from_threads();
-    if threads.call_from_thread(Box::new(|| ())).is_err() {
-        return fail(LoopGone);
-    }
-    let (remote, d) = RemoteResolver::new(threads);
-    ask(Box::new(move || remote.fire(Ok(()))));
-    d
+    threads.call_from_thread(Box::new(|| ()))?; // one that has ended would never fire it
+    Ok(RemoteResolver::new(threads))
 }
 
 /// The pool that [`defer_to_process`] uses on this reactor; made now if there is none yet.

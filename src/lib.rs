@@ -82,7 +82,7 @@ pub use error::{
 };
 pub use filesystem_lock::{AlreadyTryingToLock, DeferredFilesystemLock};
 pub use map::{AsCompleted, Map, MapItem, map_to_process};
-pub use pool::{Breaker, Builder, Histogram, Pool, Stats, WhenFull};
+pub use pool::{Breaker, Builder, Histogram, Pool, Room, Stats, WhenFull};
 pub use task::{DuplicateTask, Limited, Limits, RemoteError, Task};
 
 #[doc(inline)]

@@ -167,6 +167,29 @@ pub enum WhenFull {
     Wait,
 }
 
+/// A place in the backlog of a pool, kept from others who wait for one until this is dropped: after the submit. See
+/// [`Pool::when_room`].
+#[must_use = "dropping it gives the place to the next"]
+pub struct Room {
+    shared: Weak<Shared>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            let mut state = shared.state.lock();
+            state.reserved -= 1;
+            shared.admit(state);
+        }
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<Room>")
+    }
+}
+
 /// Longer than any pool lives, for durations that do not fit a clock.
 const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 
@@ -322,16 +345,16 @@ impl Pool {
         self.shared().join(Instant::now().checked_add(patience))
     }
 
-    /// Blocks until there is room in the backlog, or the pool closes, for `patience` at the most. Whether that came.
+    /// Blocks until there is room in the backlog, or the pool closes, for `patience` at the most.
     ///
-    /// The place is not kept: another thread may take it first. On a loop's thread use [`when_room`](Pool::when_room).
-    pub fn wait_for_room(&self, patience: Duration) -> bool {
+    /// On a loop's thread use [`when_room`](Pool::when_room), which is also where the [`Room`] is explained.
+    pub fn wait_for_room(&self, patience: Duration) -> Option<Room> {
         let (sender, receiver) = std::sync::mpsc::channel();
-        // Who has stopped to wait gets a message that nobody reads.
-        self.shared().on_room(Box::new(move || {
-            let _ = sender.send(());
+        // The room of who does not wait any more is given back when the message is dropped.
+        self.shared().on_room(Box::new(move |room| {
+            let _ = sender.send(room);
         }));
-        receiver.recv_timeout(patience).is_ok()
+        receiver.recv_timeout(patience).ok()
     }
 
     /// How many workers there may be.
@@ -460,22 +483,25 @@ impl Shared {
 
     /// Calls `call` once there is room for a job in the backlog, or the pool closes: here and now, or on a thread of the
     /// pool's. Those who wait are called in their order, one for each place.
-    pub(crate) fn on_room(&self, call: Box<dyn FnOnce() + Send>) {
+    pub(crate) fn on_room(self: &Arc<Self>, call: Box<dyn FnOnce(Room) + Send>) {
         let mut state = self.state.lock();
         state.in_line.push_back(call);
         self.admit(state);
     }
 
     /// Calls those for whom there is room now.
-    fn admit(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+    fn admit(self: &Arc<Self>, mut state: parking_lot::MutexGuard<'_, State>) {
         if state.in_line.is_empty() {
             return;
         }
         let admitted = state.admit(self.settings.backlog);
         drop(state);
         for call in admitted {
+            let room = Room {
+                shared: Arc::downgrade(self),
+            };
             // What panics in there has been reported by the panic hook.
-            let _ = catch_unwind(AssertUnwindSafe(call));
+            let _ = catch_unwind(AssertUnwindSafe(|| call(room)));
         }
     }
 
@@ -496,7 +522,7 @@ impl Shared {
     }
 
     /// See [`JobHandle::cancel`].
-    fn cancel(&self, key: JobKey) {
+    fn cancel(self: &Arc<Self>, key: JobKey) {
         let mut state = self.state.lock();
         if let JobState::Queued = state.backlog.state(key) {
             return self.withdraw(state, key, Verdict::Cancelled);
@@ -510,7 +536,7 @@ impl Shared {
     }
 
     /// A job that waits has waited too long, if it still waits.
-    fn expire(&self, key: JobKey) {
+    fn expire(self: &Arc<Self>, key: JobKey) {
         let state = self.state.lock();
         if let JobState::Queued = state.backlog.state(key) {
             self.withdraw(state, key, Verdict::TimedOut);
@@ -519,7 +545,7 @@ impl Shared {
 
     /// Ends a job that waits.
     fn withdraw(
-        &self,
+        self: &Arc<Self>,
         mut state: parking_lot::MutexGuard<'_, State>,
         key: JobKey,
         verdict: Verdict,
@@ -551,7 +577,7 @@ impl Shared {
     }
 
     /// See [`JobHandle::cancel_within`].
-    fn cancel_within(&self, key: JobKey, grace: Duration) {
+    fn cancel_within(self: &Arc<Self>, key: JobKey, grace: Duration) {
         let mut state = self.state.lock();
         if let JobState::Sent(_) | JobState::Running(_) = state.backlog.state(key) {
             let at = Instant::now().checked_add(grace);
@@ -567,7 +593,7 @@ impl Shared {
     }
 
     /// Step 1 of the end of a pool (see `supervisor`).
-    fn close(&self, order: Closing) {
+    fn close(self: &Arc<Self>, order: Closing) {
         let mut state = self.state.lock();
         state.phase.close(order);
         if order.drop_queued {
@@ -580,7 +606,7 @@ impl Shared {
         self.supervisor.wake();
     }
 
-    pub(crate) fn terminate(&self) {
+    pub(crate) fn terminate(self: &Arc<Self>) {
         self.close(Closing {
             drop_queued: true,
             kill_at: Some(Instant::now()),
@@ -588,7 +614,7 @@ impl Shared {
     }
 
     /// Fails what waits, gives what runs a grace, and then kills it.
-    pub(crate) fn shut_down(&self, grace: Duration) {
+    pub(crate) fn shut_down(self: &Arc<Self>, grace: Duration) {
         self.close(Closing {
             drop_queued: true,
             kill_at: Instant::now().checked_add(grace),
@@ -713,7 +739,7 @@ impl Shared {
     }
 
     /// Gives a worker its next jobs. Blocks, if it has none, until there is one, or it is to leave.
-    fn next_jobs(&self, id: WorkerId, worker: &mut Connection) -> Next {
+    fn next_jobs(self: &Arc<Self>, id: WorkerId, worker: &mut Connection) -> Next {
         let mut state = self.state.lock();
         let mut idle_until = None;
         loop {

@@ -9,6 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Room;
 use super::backlog::Backlog;
 use super::breaker::Breaker;
 use super::child::{Child, Process};
@@ -40,7 +41,9 @@ pub(super) struct State {
     /// What is to happen to jobs at some time.
     pub(super) deadlines: Deadlines,
     /// Who waits for room in the backlog, in their order.
-    pub(super) in_line: VecDeque<Box<dyn FnOnce() + Send>>,
+    pub(super) in_line: VecDeque<Box<dyn FnOnce(Room) + Send>>,
+    /// Places in the backlog that were given to those who waited, and that they have not given back.
+    pub(super) reserved: usize,
     /// Jobs that end with the pool; the supervisor fails them.
     pub(super) doomed: Vec<Job>,
     /// Processes that were killed and would not die in time; the supervisor collects them.
@@ -128,6 +131,7 @@ impl State {
             paces: Paces::default(),
             deadlines: Deadlines::new(),
             in_line: VecDeque::new(),
+            reserved: 0,
             doomed: Vec::new(),
             undead: Vec::new(),
             on_end: Vec::new(),
@@ -320,13 +324,14 @@ impl State {
         deadlines.add(at, due, |job| backlog.state(job) != JobState::Done)
     }
 
-    /// Takes those out of the line for whom there is room now. `bound`: how many jobs may wait.
-    pub(super) fn admit(&mut self, bound: usize) -> Vec<Box<dyn FnOnce() + Send>> {
+    /// Takes those out of the line for whom there is room now, and reserves it. `bound`: how many jobs may wait.
+    pub(super) fn admit(&mut self, bound: usize) -> Vec<Box<dyn FnOnce(Room) + Send>> {
         let room = match self.phase.is_closing() {
             true => usize::MAX, // they are told by the next submit
-            false => bound.saturating_sub(self.backlog.queued()),
+            false => bound.saturating_sub(self.backlog.queued() + self.reserved),
         };
         let admitted = room.min(self.in_line.len());
+        self.reserved += admitted;
         self.in_line.drain(..admitted).collect()
     }
 

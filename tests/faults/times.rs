@@ -264,7 +264,7 @@ rows! {
             let running = pool.apply_async(hold, (gate.path.clone(),));
             let held = gate.held();
             let waiting: Vec<_> = (0..2).map(|n| pool.apply_async(add, (n, 1))).collect();
-            assert!(!pool.wait_for_room(MS), "two may wait, and two do");
+            assert!(pool.wait_for_room(MS).is_none(), "two may wait, and two do");
             let one_more = pool.apply_async(add, (1, 1));
             held.release();
             succeeds(running);
@@ -273,7 +273,7 @@ rows! {
                 WhenFull::Wait => assert_eq!(value(one_more), 2),
                 _ => assert_eq!(failure_of::<Overloaded, _>(one_more).backlog, 2),
             }
-            assert!(pool.wait_for_room(soon()));
+            assert!(pool.wait_for_room(soon()).is_some());
             assert_eq!(value(pool.apply_async(add, (20, 22))), 42);
             drop(gate);
             close(pool, &before);
@@ -285,7 +285,7 @@ rows! {
         let pool = Pool::builder().size(1).backlog(0).build().expect("a pool");
         let waiting: Vec<_> = (0..3).map(|_| {
             let pool = pool.clone();
-            std::thread::spawn(move || pool.wait_for_room(Duration::from_secs(60)))
+            std::thread::spawn(move || pool.wait_for_room(Duration::from_secs(60)).is_some())
         }).collect();
         pool.terminate();
         assert!(waiting.into_iter().all(|thread| thread.join().expect("no panic")));
