@@ -225,9 +225,10 @@ impl<T> Fill<T> {
 
 impl<T> Drop for Fill<T> {
     fn drop(&mut self) {
-        self.put(Err(InternalError {
-            message: "a job was lost".to_string(),
+        // Only then is a failure made: it may capture a backtrace.
+        if self.0.is_some() {
+            let message = "a job was lost".to_string();
+            self.put(Err(InternalError { message }.into()));
         }
-        .into()));
     }
 }
