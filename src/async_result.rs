@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use errback_deferred::Failure;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::InternalError;
 use crate::pool::{JobHandle, Pool};
@@ -34,7 +34,7 @@ pub struct AsyncResult<T> {
     /// `None`: the job was refused, and the result is there.
     job: Option<JobHandle>,
     /// So that a pool is not ended by its last handle's drop while somebody waits for its results.
-    _pool: Pool,
+    pool: Pool,
     cancel_on_drop: bool,
 }
 
@@ -70,7 +70,7 @@ impl<T: Send + 'static> AsyncResult<T> {
         AsyncResult {
             cell,
             job,
-            _pool: pool.clone(),
+            pool: pool.clone(),
             cancel_on_drop: false,
         }
     }
@@ -108,7 +108,8 @@ impl<T: Send + 'static> AsyncResult<T> {
     }
 
     fn take(&self) -> Result<T, Failure> {
-        match std::mem::replace(&mut *self.cell.state.lock(), CellState::Taken) {
+        let mut state = self.look()?;
+        match std::mem::replace(&mut *state, CellState::Taken) {
             CellState::Ready(result) => result,
             _ => unreachable!("who takes it has waited for it, and takes it by value"),
         }
@@ -116,9 +117,27 @@ impl<T: Send + 'static> AsyncResult<T> {
 }
 
 impl<T> AsyncResult<T> {
+    /// The state, to look at or to wait for. In a process that was forked from the pool's own nobody will ever fill it in:
+    /// what is still pending fails; and the error stands for a cell that a thread was just filling in at the fork, whose
+    /// lock is held for ever.
+    fn look(&self) -> Result<MutexGuard<'_, CellState<T>>, Failure> {
+        let Some(forked) = self.pool.shared().forked() else {
+            return Ok(self.cell.state.lock());
+        };
+        match self.cell.state.try_lock() {
+            Some(mut state) => {
+                if let CellState::Pending(_) = *state {
+                    *state = CellState::Ready(Err(forked));
+                }
+                Ok(state)
+            }
+            None => Err(forked),
+        }
+    }
+
     /// Blocks until the result is there.
     pub fn wait(&self) {
-        let mut state = self.cell.state.lock();
+        let Ok(mut state) = self.look() else { return };
         while let CellState::Pending(_) = *state {
             self.cell.ready.wait(&mut state);
         }
@@ -130,7 +149,9 @@ impl<T> AsyncResult<T> {
             self.wait();
             return true;
         };
-        let mut state = self.cell.state.lock();
+        let Ok(mut state) = self.look() else {
+            return true;
+        };
         while let CellState::Pending(_) = *state {
             if self.cell.ready.wait_until(&mut state, until).timed_out() {
                 break;
@@ -141,12 +162,17 @@ impl<T> AsyncResult<T> {
 
     /// Whether the result is there.
     pub fn ready(&self) -> bool {
-        !matches!(*self.cell.state.lock(), CellState::Pending(_))
+        !self
+            .look()
+            .is_ok_and(|state| matches!(*state, CellState::Pending(_)))
     }
 
     /// Whether the result is a value; `None` while it is not there.
     pub fn successful(&self) -> Option<bool> {
-        match &*self.cell.state.lock() {
+        let Ok(state) = self.look() else {
+            return Some(false);
+        };
+        match &*state {
             CellState::Ready(result) => Some(result.is_ok()),
             _ => None,
         }
@@ -182,7 +208,10 @@ impl<T> Future for AsyncResult<T> {
     type Output = Result<T, Failure>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.cell.state.lock();
+        let mut state = match self.look() {
+            Ok(state) => state,
+            Err(failure) => return Poll::Ready(Err(failure)),
+        };
         match &mut *state {
             CellState::Pending(Some(waker)) => waker.clone_from(context.waker()),
             CellState::Pending(waker) => *waker = Some(context.waker().clone()),
@@ -199,11 +228,11 @@ impl<T> Future for AsyncResult<T> {
 
 impl<T> fmt::Debug for AsyncResult<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match *self.cell.state.lock() {
-            CellState::Pending(_) => "<AsyncResult: pending>",
-            CellState::Ready(Ok(_)) => "<AsyncResult: a value>",
-            CellState::Ready(Err(_)) => "<AsyncResult: a failure>",
-            CellState::Taken => "<AsyncResult: taken>",
+        f.write_str(match self.look().as_deref() {
+            Ok(CellState::Pending(_)) => "<AsyncResult: pending>",
+            Ok(CellState::Ready(Ok(_))) => "<AsyncResult: a value>",
+            Ok(CellState::Ready(Err(_))) | Err(_) => "<AsyncResult: a failure>",
+            Ok(CellState::Taken) => "<AsyncResult: taken>",
         })
     }
 }

@@ -419,6 +419,27 @@ impl fmt::Display for PoolClosed {
 
 impl Error for PoolClosed {}
 
+/// The pool belongs to the process that this one was forked from: its threads are there and not here, so that no job can
+/// be submitted here, and no result awaited. The remedy is a pool that is built after the fork.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct ForkedHost {
+    /// The pool's name.
+    pub pool: String,
+}
+
+impl fmt::Display for ForkedHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the pool {} is of the process that this one was forked from: build a pool after the fork",
+            self.pool
+        )
+    }
+}
+
+impl Error for ForkedHost {}
+
 /// The pool's backlog is full: the job was not taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]

@@ -1,5 +1,6 @@
 //! The one module of this crate with `unsafe`: a hook that the loader calls before `main`, and what must be asked of the
-//! C library itself, by a worker (its signals and descriptors) and by a host (what a child had used by its end).
+//! C library itself, by a worker (its signals and descriptors) and by a host (what a child had used by its end, and
+//! whether this is the host at all or a process that it forked).
 //!
 //! A worker is the program's own binary started again. It must not run `main`, and under `cargo test` not the test
 //! harness either, so it has to be caught before: in `.init_array`, the list of functions that an ELF program's
@@ -9,6 +10,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::task::TaskTable;
@@ -157,4 +159,39 @@ pub(crate) fn collect(pidfd: BorrowedFd<'_>) -> io::Result<Option<Collected>> {
         user: duration(usage.ru_utime),
         system: duration(usage.ru_stime),
     }))
+}
+
+/// How many forks lie between this process and the one in which they were first counted.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// The same number for as long as this is the same process, forks being counted. For who must know whether its threads are
+/// here: `fork` copies the memory, but of the threads only the one that calls it.
+pub(crate) fn generation() -> u32 {
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// Counts forks from now on. (A `fork` that goes around the C library is not seen.)
+///
+/// # Errors
+/// When the C library has no memory for it.
+pub(crate) fn count_forks() -> io::Result<()> {
+    // No `Once`: a process that was forked in the middle of it would find it locked for ever. Two threads that come here
+    // at once have each fork counted twice, which is as good.
+    static COUNTED: AtomicBool = AtomicBool::new(false);
+    if COUNTED.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    // SAFETY: the handler runs in the child before `fork` returns there, where only what is safe in a signal handler may be
+    // done; it makes one atomic addition. It stays in memory, as this is not code that is ever unloaded.
+    let error =
+        unsafe { libc::pthread_atfork(None, None, Some(note_fork as unsafe extern "C" fn())) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    COUNTED.store(true, Ordering::Release);
+    Ok(())
+}
+
+extern "C" fn note_fork() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
 }

@@ -76,9 +76,9 @@ pub use defer_to_process::{
     Shutdown, defer_to_process, defer_to_process_pool, process_pool, set_process_pool,
 };
 pub use error::{
-    BuildError, DecodeError, EncodeError, Exit, InternalError, JobPanicked, NotSerialisable,
-    Overloaded, PoolClosed, PoolInUse, ProtocolError, SpawnFailed, SpawnFailure, TimedOut,
-    UnknownTask, Usage, WorkerDied,
+    BuildError, DecodeError, EncodeError, Exit, ForkedHost, InternalError, JobPanicked,
+    NotSerialisable, Overloaded, PoolClosed, PoolInUse, ProtocolError, SpawnFailed, SpawnFailure,
+    TimedOut, UnknownTask, Usage, WorkerDied,
 };
 pub use filesystem_lock::{AlreadyTryingToLock, DeferredFilesystemLock};
 pub use map::{AsCompleted, Map, MapItem, map_to_process};

@@ -110,7 +110,7 @@ impl Pool {
             pool: self.clone(),
             task,
             sender,
-            chunks: 0,
+            chunks: BTreeMap::new(),
         };
         Map {
             items,
@@ -201,7 +201,8 @@ struct Out<F: Task> {
     pool: Pool,
     task: F,
     sender: Sender<Chunk<F>>,
-    chunks: usize,
+    /// The first item of each, and how many it has.
+    chunks: BTreeMap<usize, usize>,
 }
 
 impl<F: Task, I> Map<F, I>
@@ -229,7 +230,7 @@ where
 
     /// Keeps the workers busy.
     fn refill(&mut self) {
-        while self.out.chunks < AHEAD * self.out.pool.size() {
+        while self.out.chunks.len() < AHEAD * self.out.pool.size() {
             let chunk: Vec<F::Args> = self
                 .items
                 .by_ref()
@@ -248,12 +249,17 @@ where
     /// The next chunk that is done, whichever; `None` at the end.
     fn receive(&mut self) -> Option<Chunk<F>> {
         self.refill();
-        if self.out.chunks == 0 {
+        if let Some(why) = self.out.pool.shared().forked() {
+            // Those that were out at the fork come to their end in the other process.
+            let (first, items) = self.out.chunks.pop_first()?;
+            return Some((first, (0..items).map(|_| Err(why.clone())).collect()));
+        }
+        if self.out.chunks.is_empty() {
             return None;
         }
-        self.out.chunks -= 1;
         // Each chunk that is out says so once, also when it is lost; and we hold a sender ourselves.
         let chunk = self.receiver.recv().expect("a sender is alive");
+        self.out.chunks.remove(&chunk.0);
         self.refill();
         Some(chunk)
     }
@@ -337,8 +343,8 @@ impl<F: Task> Out<F> {
             chunks,
         } = self;
         encode(pool, *task, chunk, &mut |call| {
-            *chunks += 1;
             let items = call.as_ref().map_or(1, Encoded::items);
+            chunks.insert(first, items);
             let end = ChunkEnd {
                 sender: sender.clone(),
                 first,

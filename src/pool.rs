@@ -48,7 +48,8 @@ use rustix::event::{PollFd, Timespec};
 use rustix::io::Errno;
 
 use crate::async_result::AsyncResult;
-use crate::error::{InternalError, Overloaded, PoolClosed, SpawnFailed, TimedOut};
+use crate::error::{ForkedHost, InternalError, Overloaded, PoolClosed, SpawnFailed, TimedOut};
+use crate::hook;
 use crate::task::Task;
 use cgroup::OomKills;
 use child::{Child, Ended, Launch, Process};
@@ -87,6 +88,10 @@ pub(crate) use typed::{Encoded, Results};
 ///
 /// Workers are started when there are jobs for them, one after another up to the pool's size, and stay. One that dies is
 /// replaced.
+///
+/// A process that this one forks (by `fork`, without running another program) has the handle, but not the pool: jobs fail
+/// there with [`ForkedHost`](crate::ForkedHost), results that were not there at the fork too, and all else does nothing. A
+/// pool that is built after the fork works.
 #[derive(Clone)]
 pub struct Pool {
     handle: Arc<Handle>,
@@ -100,6 +105,11 @@ struct Handle {
 /// The pool as its own threads hold it.
 pub(crate) struct Shared {
     settings: Settings,
+    /// In which process the threads are; see `forked`.
+    generation: u32,
+    /// What is said elsewhere. It is made before there is an elsewhere, because a failure may capture a backtrace, and a
+    /// fork may find the lock held that the standard library has for that.
+    forked: Failure,
     state: Mutex<State>,
     /// One for each place: rung when there is a job, a worker, or an end for that waiter.
     bells: Box<[Condvar]>,
@@ -176,7 +186,9 @@ pub struct Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        if let Some(shared) = self.shared.upgrade() {
+        if let Some(shared) = self.shared.upgrade()
+            && shared.forked().is_none()
+        {
             let mut state = shared.state.lock();
             state.reserved -= 1;
             shared.admit(state);
@@ -208,7 +220,7 @@ pub(crate) struct JobHandle {
 }
 
 /// What a pool is doing, at one moment.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Default, Debug)]
 #[non_exhaustive]
 pub struct Stats {
     /// Jobs that wait for a worker.
@@ -248,10 +260,11 @@ pub struct Stats {
 }
 
 /// Whether a pool starts workers: not while they keep dying at their start.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub enum Breaker {
     /// It does.
+    #[default]
     Closed,
     /// The last start, or the last few, failed. The next try comes after a pause; jobs wait.
     BackingOff {
@@ -378,11 +391,17 @@ impl Pool {
 
     /// Starts the supervisor of a new pool.
     fn start(settings: Settings) -> std::io::Result<Pool> {
+        hook::count_forks()?;
+        let forked = ForkedHost {
+            pool: settings.name.clone(),
+        };
         let bells = (0..settings.size).map(|_| Condvar::new()).collect();
         let output = Arc::new(Output::new(settings.pass_output)?);
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(settings.min_size)),
             settings,
+            generation: hook::generation(),
+            forked: forked.into(),
             bells,
             supervisor: Wakeup::new()?,
             output,
@@ -415,6 +434,9 @@ impl fmt::Debug for Pool {
 impl Drop for Handle {
     /// Never waits: the last handle may go on an event loop's thread. The supervisor goes on by itself.
     fn drop(&mut self) {
+        if self.shared.forked().is_some() {
+            return;
+        }
         self.shared.terminate();
         // The program may end right now, and the thread that does this with it.
         self.shared.output.flush();
@@ -423,8 +445,18 @@ impl Drop for Handle {
 
 /// What callers ask for.
 impl Shared {
+    /// In a process that the pool's own has forked there is a copy of the pool's memory, but none of its threads: nobody
+    /// would ever take a job, and a lock that one of them held at the fork would never be free. So this is asked before
+    /// any lock is taken.
+    pub(crate) fn forked(&self) -> Option<Failure> {
+        (hook::generation() != self.generation).then(|| self.forked.clone())
+    }
+
     /// Takes a job, or gives it back. Never blocks.
     pub(crate) fn submit(self: &Arc<Self>, job: Job) -> Result<JobHandle, Box<Refused>> {
+        if let Some(why) = self.forked() {
+            return Err(Box::new(Refused { job, why }));
+        }
         let expiry = job
             .expires()
             .and_then(|after| job.submitted().checked_add(after));
@@ -448,6 +480,9 @@ impl Shared {
 
     /// Why a job would not be taken now.
     pub(crate) fn refusal(&self) -> Option<Failure> {
+        if let Some(why) = self.forked() {
+            return Some(why);
+        }
         self.refusal_in(&self.state.lock())
     }
 
@@ -484,6 +519,9 @@ impl Shared {
     /// Calls `call` once there is room for a job in the backlog, or the pool closes: here and now, or on a thread of the
     /// pool's. Those who wait are called in their order, one for each place.
     pub(crate) fn on_room(self: &Arc<Self>, call: Box<dyn FnOnce(Room) + Send>) {
+        if self.forked().is_some() {
+            return; // whoever waits is told by the drop of its call
+        }
         let mut state = self.state.lock();
         state.in_line.push_back(call);
         self.admit(state);
@@ -523,6 +561,9 @@ impl Shared {
 
     /// See [`JobHandle::cancel`].
     fn cancel(self: &Arc<Self>, key: JobKey) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut state = self.state.lock();
         if let JobState::Queued = state.backlog.state(key) {
             return self.withdraw(state, key, Verdict::Cancelled);
@@ -578,6 +619,9 @@ impl Shared {
 
     /// See [`JobHandle::cancel_within`].
     fn cancel_within(self: &Arc<Self>, key: JobKey, grace: Duration) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut state = self.state.lock();
         if let JobState::Sent(_) | JobState::Running(_) = state.backlog.state(key) {
             let at = Instant::now().checked_add(grace);
@@ -594,6 +638,9 @@ impl Shared {
 
     /// Step 1 of the end of a pool (see `supervisor`).
     fn close(self: &Arc<Self>, order: Closing) {
+        if self.forked().is_some() {
+            return;
+        }
         let mut state = self.state.lock();
         state.phase.close(order);
         if order.drop_queued {
@@ -621,8 +668,11 @@ impl Shared {
         });
     }
 
-    /// Calls `call` when the pool has ended: on the supervisor's thread, or here if it has ended already.
+    /// Calls `call` when the pool has ended: on the supervisor's thread, or here if it has ended already, or is not here.
     pub(crate) fn on_end(&self, call: Box<dyn FnOnce() + Send>) {
+        if self.forked().is_some() {
+            return call();
+        }
         let mut state = self.state.lock();
         match state.phase {
             Phase::Ended => {
@@ -634,6 +684,9 @@ impl Shared {
     }
 
     fn join(&self, until: Option<Instant>) -> bool {
+        if self.forked().is_some() {
+            return true;
+        }
         let mut state = self.state.lock();
         while !matches!(state.phase, Phase::Ended) {
             match until {
@@ -654,6 +707,9 @@ impl Shared {
     }
 
     fn stats(&self) -> Stats {
+        if self.forked().is_some() {
+            return Stats::default();
+        }
         let state = self.state.lock();
         let counts = state.counts;
         let processes = state

@@ -1,14 +1,16 @@
 //! What is known about a death: what the process had used, whether the kernel killed it for its memory, whether it left
-//! a core file, and how much of its last words was cut off.
+//! a core file, and how much of its last words was cut off. And the reason why a pool does nothing in a forked child.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use errback::{Exit, Pool, WorkerDied};
+use errback::{Exit, Failure, ForkedHost, Pool, Stats, WorkerDied};
 use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::suite::{rows, skip_because};
-use crate::support::{Belongings, Gate, Invariant, failure_of, kill, pool, value};
+use crate::support::{
+    Belongings, Gate, Invariant, eventually, failure_of, kill, pool, soon, value, whole,
+};
 use crate::tasks::*;
 
 const MIB: usize = 1 << 20;
@@ -106,7 +108,7 @@ impl Drop for MemoryGroup {
             let _ = fs::write(home, "0");
         }
         // Only when the last process of it has been collected.
-        crate::support::eventually(crate::support::whole(), "the group is empty", || {
+        eventually(whole(), "the group is empty", || {
             fs::remove_dir(&self.directory).is_ok()
         });
     }
@@ -143,7 +145,182 @@ fn allow_core_files(allow: bool) -> bool {
     current != Some(0)
 }
 
+/// A child that was forked from this process.
+struct Forked(rustix::process::Pid);
+
+/// As C's `fork`; `None` is the child.
+#[allow(unsafe_code)] // a host that forks cannot be had without
+fn fork() -> Option<Forked> {
+    // SAFETY: the other threads of this process, which are not in the child, are those of a pool and of the test harness.
+    // The child uses nothing of theirs but what these rows are about; the C library sees to its own locks.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "{}", std::io::Error::last_os_error());
+    rustix::process::Pid::from_raw(pid).map(Forked)
+}
+
+/// Ends a forked child: well, if nothing in it panicked.
+#[allow(unsafe_code)] // the exit handlers and the destructors are the parent's
+fn end_child(body: impl FnOnce()) -> ! {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+    // SAFETY: it only ends the process.
+    unsafe { libc::_exit(i32::from(result.is_err())) }
+}
+
+impl Forked {
+    #[track_caller]
+    fn ends_well(self) {
+        let mut status = None;
+        eventually(soon(), "the child has done its part", || {
+            let found =
+                rustix::process::waitpid(Some(self.0), rustix::process::WaitOptions::NOHANG);
+            status = found.expect("a child").map(|(_, status)| status);
+            status.is_some()
+        });
+        assert_eq!(
+            status.and_then(|status| status.exit_status()),
+            Some(0),
+            "what it said is above"
+        );
+    }
+}
+
+fn is_forked_host<T>(result: Result<T, Failure>) -> bool {
+    result.is_err_and(|failure| failure.check::<ForkedHost>().is_some())
+}
+
 rows! {
+    /// A host forks while jobs run and wait, and the child uses their pool.
+    fn t3_a_forked_child_has_no_pool_and_harms_none() {
+        let invariant = Invariant::new().with_bystander();
+        let pool = invariant.pool.clone();
+        let running = pool.apply_async(hold, (invariant.gate.path.clone(),));
+        let held = invariant.gate.held();
+        let queued = pool.apply_async(add, (3, 4));
+        let done = pool.apply_async(add, (1, 2));
+        done.cancel(); // queued: done at once, with a failure
+        let mut mapped = pool.map(add, (0..100).map(|n| (n, 1))).chunk_size(10); // nothing is out yet
+        let before = pool.stats();
+        let Some(child) = fork() else {
+            end_child(|| {
+                let failed = failure_of::<ForkedHost, _>(pool.apply_async(add, (1, 2)));
+                assert_eq!(failed.pool, "errback");
+                assert!(failed.to_string().contains("build a pool"), "{failed}");
+                running.cancel();
+                queued.cancel();
+                assert!(queued.ready() && queued.successful() == Some(false));
+                queued.wait();
+                assert!(queued.wait_timeout(std::time::Duration::MAX));
+                assert!(is_forked_host(running.get()) && is_forked_host(queued.get()));
+                assert!(done.get().expect_err("cancelled").check::<errback::CancelledError>().is_some());
+                assert_eq!(mapped.by_ref().filter(|result| is_forked_host(result.clone())).count(), 100);
+                assert_eq!(pool.stats(), Stats::default());
+                pool.close();
+                pool.close_within(std::time::Duration::ZERO);
+                pool.terminate();
+                pool.join();
+                assert!(pool.join_timeout(std::time::Duration::ZERO));
+                drop((pool, invariant.pool, mapped));
+            })
+        };
+        child.ends_well();
+        drop(mapped);
+        assert_eq!(pool.stats(), before, "nothing happened to the pool");
+        held.release();
+        value(running);
+        assert_eq!(value(queued), 7);
+        drop((pool, done));
+        invariant.check();
+    }
+
+    /// A host forks in the middle of a map.
+    fn t3_a_map_that_is_under_way_fails_in_a_forked_child_and_goes_on_in_the_host() {
+        let pool = pool(1);
+        let gate = Gate::new();
+        let mut mapped = pool.map(hold, vec![gate.path.clone(); 6]).chunk_size(1);
+        let mut next_of = |n: usize| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| (0..n).for_each(|_| gate.held().release()));
+                mapped.by_ref().take(n).filter(Result::is_ok).count()
+            })
+        };
+        assert_eq!(next_of(1), 1);
+        let Some(child) = fork() else {
+            end_child(|| {
+                let failed = mapped.filter(|result| is_forked_host(result.clone()));
+                assert_eq!(failed.count(), 5);
+            })
+        };
+        child.ends_well();
+        assert_eq!(next_of(5), 5);
+    }
+
+    /// A forked child builds a pool of its own, and forks in its turn.
+    fn t3_a_forked_child_can_build_a_pool_of_its_own() {
+        let theirs = pool(1);
+        assert_eq!(value(theirs.apply_async(add, (1, 2))), 3);
+        let Some(child) = fork() else {
+            end_child(|| {
+                let ours = pool(2);
+                assert_eq!(value(ours.apply_async(add, (20, 22))), 42);
+                failure_of::<WorkerDied, _>(ours.apply_async(abort, ()));
+                assert_eq!(value(ours.apply_async(add, (20, 22))), 42);
+                let Some(grandchild) = fork() else {
+                    end_child(|| drop(failure_of::<ForkedHost, _>(ours.apply_async(add, (1, 2)))))
+                };
+                grandchild.ends_well();
+                failure_of::<ForkedHost, _>(theirs.apply_async(add, (1, 2)));
+                ours.close();
+                assert!(ours.join_timeout(whole()));
+            })
+        };
+        child.ends_well();
+        assert_eq!(value(theirs.apply_async(add, (3, 4))), 7);
+    }
+
+    /// A forked child uses the pool of its host's reactor.
+    fn t3_a_deferred_to_the_pool_of_the_host_fails_in_a_forked_child() {
+        let reactor = errback::Reactor::new().expect("a reactor");
+        errback::set_process_pool(&reactor, pool(1)).expect("the first");
+        let Some(child) = fork() else {
+            end_child(|| {
+                let d = errback::defer_to_process(&reactor, add, (1, 2));
+                let failure = errback::testing::failure_result_of(d);
+                assert!(is_forked_host(Err::<(), _>(failure)));
+            })
+        };
+        child.ends_well();
+    }
+
+    /// A host forks at any moment.
+    fn t3_a_fork_at_any_moment_leaves_no_lock_to_wait_for() {
+        let pool = pool(2);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
+                }
+            });
+            for _ in 0..300 {
+                let job = pool.apply_async(add, (3, 4));
+                let Some(child) = fork() else {
+                    end_child(|| {
+                        assert!(is_forked_host(pool.apply_async(add, (1, 2)).get()));
+                        job.cancel();
+                        let result = job.get();
+                        assert!(result.as_ref().is_ok_and(|n| *n == 7) || is_forked_host(result));
+                        pool.terminate();
+                        pool.join();
+                        assert_eq!(pool.stats(), Stats::default());
+                    })
+                };
+                child.ends_well();
+                assert_eq!(value(job), 7);
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
     /// A job allocates more than the host's control group has.
     fn x5_a_worker_that_outgrows_its_hosts_control_group_says_so() {
         let mut group = MemoryGroup::new(128 * MIB);
@@ -211,7 +388,7 @@ rows! {
                 // The one that was started under the old limit.
                 let worker = value(pool.apply_async(worker_pid, ()));
                 kill(worker, Signal::KILL);
-                crate::support::eventually(crate::support::whole(), "another worker", || {
+                eventually(whole(), "another worker", || {
                     pool.stats().workers.first().is_some_and(|pid| *pid != worker)
                 });
                 assert_eq!(die(), aborted(true));
