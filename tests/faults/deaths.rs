@@ -183,6 +183,21 @@ rows! {
         invariant.check();
     }
 
+    /// A thread that a job left behind exits after the answer, with status 0.
+    fn x6_a_worker_that_exits_after_its_answer_harms_nobody() {
+        let invariant = Invariant::new();
+        let pid = value(invariant.pool.apply_async(exit_later, (20,)));
+        crate::support::eventually(crate::support::whole(), "it is gone", || !crate::support::is_alive(pid));
+        invariant.check();
+    }
+
+    /// A worker aborts in its exit handlers, when its pool closes.
+    fn x6_a_worker_that_dies_of_its_exit_handlers_delays_no_close() {
+        let invariant = Invariant::new();
+        value(invariant.pool.apply_async(abort_at_exit, ()));
+        invariant.check();
+    }
+
     /// A thread that a job left behind aborts after the answer.
     fn x7_a_worker_that_aborts_after_its_answer_harms_nobody() {
         let invariant = Invariant::new();

@@ -1,6 +1,6 @@
 //! F: descriptors closed, inherited, used up; and output that nobody reads.
 
-use errback::{ProtocolError, WorkerDied};
+use errback::{Exit, ProtocolError, WorkerDied};
 use rustix::process::{Resource, Rlimit, Signal};
 
 use crate::suite::rows;
@@ -57,6 +57,26 @@ rows! {
             workers.len() == 2 && !workers.contains(&worker)
         });
         kill(grandchild, Signal::KILL);
+        invariant.check();
+    }
+
+    /// A job exits whose child keeps all its descriptors.
+    fn f4_a_job_that_exits_over_its_grandchild_fails_at_once() {
+        let invariant = Invariant::new().with_bystander();
+        let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(spawn_sleeper_and_exit, ()));
+        assert_eq!(died.exit, Exit::Status(0));
+        // Its group is killed with it, and nobody else waits for it.
+        let grandchild = died.stderr.trim().parse().expect("a pid");
+        eventually(crate::support::whole(), "the group is killed", || !crate::support::is_alive(grandchild));
+        invariant.check();
+    }
+
+    /// A program that a job starts looks for the worker's connection.
+    fn f5_what_a_job_starts_has_nothing_of_the_connection() {
+        let invariant = Invariant::new();
+        let listing = value(invariant.pool.apply_async(descriptors_of_a_child, ()));
+        assert!(listing.contains("/proc/") && listing.contains("0 -> "), "{listing}");
+        assert!(!listing.contains("socket:") && !listing.contains("anon_inode"), "{listing}");
         invariant.check();
     }
 

@@ -66,6 +66,8 @@ fn workers_go_with(which: &str) {
 pub(crate) const PROGRAMS: &[Program] = &[
     ("host_with_busy_workers", be_host),
     ("host_with_idle_workers", be_host),
+    ("host_with_computing_workers", host_with_computing_workers),
+    ("host_that_panics", host_that_panics),
     ("host_that_exits", host_that_exits),
     (
         "host_that_ignores_its_children",
@@ -101,6 +103,21 @@ fn be_host_until(end: impl FnOnce()) {
         .collect();
     jobs.into_iter().for_each(|job| drop(job.get()));
     end();
+}
+
+fn host_with_computing_workers() {
+    let gate = gate_of_host();
+    let pool = pool(2);
+    let jobs = [0; 2].map(|_| pool.apply_async(hold_and_spin, (gate.clone(),)));
+    jobs.into_iter().for_each(|job| drop(job.get()));
+}
+
+fn host_that_panics() {
+    let gate = gate_of_host();
+    let pool = pool(2);
+    let _jobs = [0; 2].map(|_| pool.apply_async(hold_and_spin, (gate.clone(),)));
+    let _us = hold(gate);
+    panic!("the host panics with its pool");
 }
 
 fn host_that_exits() {
@@ -231,6 +248,44 @@ rows! {
     /// The host is killed while its workers wait.
     fn o1_a_killed_host_leaves_no_idle_worker() {
         workers_go_with("host_with_idle_workers");
+    }
+
+    /// The host is killed while its workers compute.
+    fn o1_a_killed_host_leaves_no_computing_worker() {
+        let gate = Gate::new();
+        let mut host = host("host_with_computing_workers", &gate);
+        let workers = [gate.held(), gate.held()].map(|held| {
+            let pid = held.pid;
+            held.release();
+            pid
+        });
+        kill(host.id(), Signal::KILL);
+        host.wait().expect("a dead host");
+        eventually(ORPHANED, "the workers are gone", || !workers.iter().any(|pid| is_alive(*pid)));
+    }
+
+    /// The host is killed while its workers are stopped.
+    fn o1_a_killed_host_leaves_no_stopped_worker() {
+        let gate = Gate::new();
+        let mut host = host("host_with_busy_workers", &gate);
+        let held = [gate.held(), gate.held()];
+        held.iter().for_each(|held| held.kill(Signal::STOP));
+        eventually(crate::support::whole(), "they are stopped", || held.iter().all(|held| has_stopped(held.pid)));
+        kill(host.id(), Signal::KILL);
+        host.wait().expect("a dead host");
+        eventually(ORPHANED, "the workers are gone", || !held.iter().any(|held| is_alive(held.pid)));
+    }
+
+    /// The host panics with jobs out.
+    fn o4_a_host_that_panics_leaves_no_worker() {
+        let gate = Gate::new();
+        let mut host = host("host_that_panics", &gate);
+        let held: Vec<Held> = (0..3).map(|_| gate.held()).collect();
+        let workers = children_of(host.id());
+        assert_eq!(workers.len(), 2);
+        held.into_iter().for_each(Held::release);
+        assert_eq!(host.wait().expect("an end").code(), Some(101));
+        eventually(ORPHANED, "the workers are gone", || !workers.iter().any(|pid| is_alive(*pid)));
     }
 
     /// The host exits with jobs out.

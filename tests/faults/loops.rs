@@ -13,8 +13,8 @@ use rustix::process::Signal;
 
 use crate::suite::{failure_took, rows};
 use crate::support::{
-    Belongings, Gate, Held, Invariant, children, close, eventually, kill, patience, pool, soon,
-    whole,
+    Belongings, Gate, Held, Invariant, affordable, children, close, eventually, kill, patience,
+    pool, soon, whole,
 };
 use crate::tasks::*;
 
@@ -116,15 +116,6 @@ impl Fault {
         assert!(took >= due, "it came {took:?} after the fault");
         assert!(took - due < soon(), "it took {took:?}");
     }
-}
-
-/// As much of `most` bytes as this machine has room for, with `copies` of it.
-fn affordable(most: usize, copies: usize) -> usize {
-    let memory = std::fs::read_to_string("/proc/meminfo").expect("procfs");
-    let mut lines = memory.lines();
-    let line = lines.find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
-    most.min(kib.expect("a number") * 1024 / 2 / copies)
 }
 
 rows! {
@@ -373,5 +364,20 @@ rows! {
             gather_results(all.collect::<Vec<_>>())
         });
         assert_eq!(results.expect("none is refused"), (1..=100).collect::<Vec<i64>>());
+    }
+
+    /// A callback panics, with the result of a job.
+    fn p7_a_panic_of_a_callback_is_the_next_ones_failure() {
+        // To print a backtrace takes longer than a turn may.
+        std::panic::set_hook(Box::new(|_| ()));
+        let invariant = Invariant::new().with_bystander();
+        let pool = invariant.pool.clone();
+        let text = on_a_reactor(move |reactor| {
+            let sum = defer_to_process_pool(reactor, &pool, add, (1, 1));
+            let panics = sum.add_callback(|sum| -> () { panic!("a callback panics with {sum}") });
+            panics.add_both(|result: Result<(), Failure>| Ok(result.expect_err("a panic").to_string()))
+        });
+        assert!(text.expect("a text").contains("a callback panics with 2"));
+        invariant.check();
     }
 }

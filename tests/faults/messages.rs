@@ -7,7 +7,8 @@ use errback::{Pool, ProtocolError, UnknownTask, WorkerDied};
 
 use crate::suite::rows;
 use crate::support::{
-    Belongings, Invariant, close, eventually, failure, failure_of, pool, status, succeeds, value,
+    Belongings, Invariant, affordable, close, eventually, failure, failure_of, pool, status,
+    succeeds, value,
 };
 use crate::tasks::*;
 
@@ -154,6 +155,15 @@ rows! {
             let bytes: Vec<u8> = (0..size).map(|n| (n * 7 + n / 251) as u8).collect();
             assert!(value(pool.apply_async(echo, (bytes.clone(),))) == bytes, "{size} bytes");
         }
+    }
+
+    /// An argument and a result of 256 MiB.
+    fn m6_a_quarter_of_a_gib_comes_back_equal() {
+        let invariant = Invariant::new();
+        // Host and worker have it as value and as bytes.
+        let bytes: Vec<u8> = (0..affordable(256 << 20, 8)).map(|n| (n / 251) as u8).collect();
+        assert!(value(invariant.pool.apply_async(echo, (bytes.clone(),))) == bytes);
+        invariant.check();
     }
 
     /// An argument is larger than a message may be.

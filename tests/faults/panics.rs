@@ -1,5 +1,7 @@
 //! P and E: panics and errors, wherever user code runs.
 
+use std::process::{Command, Stdio};
+
 use errback::{
     AsyncResult, DecodeError, EncodeError, JobPanicked, NotSerialisable, RemoteError, WorkerDied,
 };
@@ -8,6 +10,44 @@ use rustix::process::Signal;
 use crate::suite::rows;
 use crate::support::{Invariant, failure, failure_of, value};
 use crate::tasks::*;
+
+/// A program whose panics abort.
+const ABORTS_MANIFEST: &str = r#"
+[package]
+name = "aborts"
+edition = "2024"
+
+[workspace]
+
+[profile.dev]
+panic = "abort"
+debug = false
+
+[dependencies]
+"#;
+
+const ABORTS: &str = r#"
+#[errback::task]
+fn add(a: i64, b: i64) -> i64 {
+    a + b
+}
+
+#[errback::task]
+fn panics(n: i64) {
+    panic!("a message with {n}")
+}
+
+fn main() {
+    let pool = errback::Pool::builder().size(2).build().unwrap();
+    assert_eq!(pool.apply_async(add, (1, 2)).get().unwrap(), 3);
+    let failure = pool.apply_async(panics, (7,)).get().unwrap_err();
+    let died = failure.check::<errback::WorkerDied>().unwrap();
+    assert_eq!(died.exit.signal(), Some(6), "{died}");
+    assert!(died.stderr.contains("a message with 7"), "{died:?}");
+    assert_eq!(pool.apply_async(add, (1, 2)).get().unwrap(), 3);
+    println!("it held");
+}
+"#;
 
 const AWKWARD: Manner = Manner::Fails;
 
@@ -90,6 +130,36 @@ rows! {
             assert_eq!(invariant.pool.stats().submitted, before);
             invariant.check();
         }
+    }
+
+    /// A job panics under a panic hook of its own, that says nothing, and that aborts.
+    fn p8_a_jobs_own_panic_hook_changes_nothing_or_kills_the_worker() {
+        let failure = harmless(|pool| pool.apply_async(panic_under_a_hook, (false,)));
+        assert_eq!(failure.check::<JobPanicked>().expect("a panic").message, "a hooked message");
+        let invariant = Invariant::new().with_bystander();
+        let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(panic_under_a_hook, (true,)));
+        assert_eq!(died.exit.signal(), Some(Signal::ABORT.as_raw()));
+        assert!(died.stderr.contains("the hook was told") && died.stderr.contains("a hooked message"), "{died:?}");
+        invariant.check();
+    }
+
+    /// A job panics in a program that was built to abort on panics.
+    fn p8_a_panic_that_aborts_is_a_death_that_tells_the_message() {
+        let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("aborts");
+        std::fs::create_dir_all(directory.join("src")).expect("a directory");
+        let library = env!("CARGO_MANIFEST_DIR");
+        let manifest = format!("{ABORTS_MANIFEST}errback = {{ path = {library:?} }}\n");
+        std::fs::write(directory.join("Cargo.toml"), manifest).expect("a file");
+        std::fs::write(directory.join("src/main.rs"), ABORTS).expect("a file");
+        // The versions that this program was built with, which are there without a network.
+        std::fs::copy(format!("{library}/Cargo.lock"), directory.join("Cargo.lock")).expect("a lock file");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo.args(["run", "--quiet", "--offline"]).current_dir(&directory);
+        cargo.env("CARGO_TARGET_DIR", directory.join("target"));
+        let output = cargo.stdin(Stdio::null()).output().expect("cargo");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {told}", output.status);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "it held\n");
     }
 
     /// A task returns an error, of a type that travels and of one that does not.

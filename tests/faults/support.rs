@@ -356,6 +356,15 @@ pub(crate) fn status(pid: u32, field: &str) -> String {
     value.split_whitespace().next().expect("a value").to_owned()
 }
 
+/// As much of `most` bytes as this machine has room for, with `copies` of it.
+pub(crate) fn affordable(most: usize, copies: usize) -> usize {
+    let memory = fs::read_to_string("/proc/meminfo").expect("procfs");
+    let mut lines = memory.lines();
+    let line = lines.find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    most.min(kib.expect("a number") * 1024 / 2 / copies)
+}
+
 /// Ends a pool; nothing may be left of it.
 pub(crate) fn close(pool: Pool, before: &Belongings) {
     pool.close();

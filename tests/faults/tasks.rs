@@ -88,6 +88,38 @@ pub(crate) fn abort_later(after_ms: u64) -> u32 {
 }
 
 #[errback::task]
+pub(crate) fn exit_later(after_ms: u64) -> u32 {
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(after_ms));
+        std::process::exit(0)
+    });
+    std::process::id()
+}
+
+/// Aborts when the process leaves in good order.
+#[errback::task]
+#[allow(unsafe_code)] // std has no exit handlers
+pub(crate) fn abort_at_exit() {
+    extern "C" fn abort() {
+        std::process::abort()
+    }
+    // SAFETY: the handler is a function for as long as the program is loaded, and uses nothing.
+    assert_eq!(unsafe { libc::atexit(abort) }, 0);
+}
+
+/// Panics under a hook that says nothing, or that ends the process, as a program's own may.
+#[errback::task]
+pub(crate) fn panic_under_a_hook(aborts: bool) {
+    std::panic::set_hook(Box::new(move |panic| {
+        if aborts {
+            eprintln!("the hook was told: {panic}");
+            std::process::abort()
+        }
+    }));
+    panic!("a hooked message")
+}
+
+#[errback::task]
 pub(crate) fn panic_str() {
     panic!("a plain message")
 }
@@ -273,6 +305,29 @@ pub(crate) fn spawn_sleeper_and_hold(gate: String) -> u32 {
         .expect("the gate");
     let _ = stream.read(&mut [0]);
     child.id()
+}
+
+/// Starts a grandchild that keeps all inherited descriptors, says its pid, and leaves.
+#[errback::task]
+pub(crate) fn spawn_sleeper_and_exit() {
+    let (_, grandchild) = spawn_sleeper(false);
+    eprintln!("{grandchild}");
+    std::process::exit(0)
+}
+
+/// Waits at a gate, and then computes for ever.
+#[errback::task]
+pub(crate) fn hold_and_spin(gate: String) {
+    let _us = hold(gate);
+    spin()
+}
+
+/// What a program that is started here has open.
+#[errback::task]
+pub(crate) fn descriptors_of_a_child() -> String {
+    let mut list = std::process::Command::new("ls");
+    let output = list.args(["-l", "/proc/self/fd/"]).output().expect("ls");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Starts a shell, and waits at a gate.
