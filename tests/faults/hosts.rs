@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use crate::suite::{Program, program, program_at, rows};
 use crate::support::{
     Gate, Held, Invariant, child_pids, eventually, is_alive, kill, pool, status, value,
+    while_it_lasts,
 };
 use crate::tasks::*;
 
@@ -320,18 +321,12 @@ rows! {
     fn g1_a_storm_of_signals_changes_nothing() {
         let pool = pool(2);
         value(pool.apply_async(add, (1, 1)));
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                // SIGCONT to all: it wakes every system call of a worker, and has no handler to be set.
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    pool.stats().workers.into_iter().for_each(|pid| kill(pid, Signal::CONT));
-                }
-            });
+        // SIGCONT to all: it wakes every system call of a worker, and has no handler to be set.
+        let storm = || pool.stats().workers.into_iter().for_each(|pid| kill(pid, Signal::CONT));
+        while_it_lasts(storm, || {
             for n in 0..1000 {
                 assert_eq!(value(pool.apply_async(add, (n, 1))), n + 1);
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
         });
     }
 
@@ -344,19 +339,15 @@ rows! {
     /// The host collects any child that it has.
     fn g2_a_host_that_collects_any_child_has_a_pool_all_the_same() {
         let pool = pool(2);
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    let _ = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG);
-                    std::thread::yield_now();
-                }
-            });
+        let collect = || {
+            let _ = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG);
+            std::thread::yield_now();
+        };
+        while_it_lasts(collect, || {
             for n in 0..20 {
                 crate::support::failure_of::<errback::WorkerDied, _>(pool.apply_async(exit, (7,)));
                 assert_eq!(value(pool.apply_async(add, (n, 1))), n + 1);
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         pool.close();
         assert!(pool.join_timeout(crate::support::whole()));

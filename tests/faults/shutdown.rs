@@ -55,6 +55,7 @@ rows! {
         let short = pool.apply_async(add, (1, 1));
         pool.close_within(Duration::from_secs(3));
         assert_eq!(value(short), 2);
+        assert!(endless.wait_timeout(whole()));
         assert!(failure_of::<PoolClosed, _>(endless).running);
         assert!(pool.join_timeout(whole()));
         assert!(crate::support::children().is_empty());

@@ -20,7 +20,7 @@ use crate::hosts::{
 use crate::suite::{Program, program, rows};
 use crate::support::{
     Gate, Held, eventually, failure_of, is_alive, kill, patience, pool, state, status, succeeds,
-    value, whole,
+    value, while_it_lasts, whole,
 };
 use crate::tasks::*;
 
@@ -167,17 +167,12 @@ fn host_under_a_storm() {
     note(libc::SIGUSR1);
     let pool = pool(2);
     let us = std::process::id();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                // To one of our threads after the other, as a signal to the process goes to its first.
-                for thread in threads_of(us) {
-                    signal_thread(thread);
-                }
-                std::thread::park_timeout(Duration::from_micros(200));
-            }
-        });
+    let storm = || {
+        // To one of our threads after the other, as a signal to the process goes to its first.
+        threads_of(us).into_iter().for_each(signal_thread);
+        std::thread::park_timeout(Duration::from_micros(200));
+    };
+    while_it_lasts(storm, || {
         for n in 0..1000 {
             assert_eq!(value(pool.apply_async(add, (n, 1))), n + 1);
         }
@@ -193,7 +188,6 @@ fn host_under_a_storm() {
         assert!(value(pool.apply_async(echo, (large.clone(),))) == large);
         kill(pool.stats().workers[0], Signal::KILL);
         assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
-        done.store(true, Ordering::Relaxed);
     });
     pool.close();
     assert!(pool.join_timeout(whole()));

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use errback::{AsyncResult, Failure, Pool};
@@ -388,5 +388,26 @@ pub(crate) fn eventually_same(before: &Belongings) {
         std::thread::park_timeout(Duration::from_millis(1));
         now = Belongings::now();
     }
+    // What was seen equal counts: a moment later, another thread may have a file open again.
     assert_eq!(now, *before, "what there is, and what there was");
+}
+
+/// Does one thing over and over on a thread, until another is done, or has failed.
+pub(crate) fn while_it_lasts(over_and_over: impl Fn() + Sync, it: impl FnOnce()) {
+    struct SetOnDrop<'a>(&'a AtomicBool);
+    impl Drop for SetOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                over_and_over();
+            }
+        });
+        let _done = SetOnDrop(&done);
+        it();
+    });
 }
