@@ -374,7 +374,7 @@ pub(crate) fn until_asked(gate: String) -> bool {
 #[errback::task]
 pub(crate) fn touch(place: String, n: i64) -> i64 {
     if place.contains("gate") {
-        hold(place);
+        let _us = hold(place);
     } else if !place.is_empty() {
         std::fs::write(place, b"ran").expect("a file");
     }
