@@ -16,7 +16,7 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use encode::Encoder;
@@ -202,17 +202,22 @@ pub(crate) fn error_result(
 /// ```
 /// use errback::wire::{Outcome, parse_chunk_results};
 ///
-/// let results = parse_chunk_results(&[0x91, 0x92, 0xc0, 3])?;
+/// let results = parse_chunk_results(&[0x91, 0x92, 0xc0, 3], 1)?;
 /// assert!(matches!(results[..], [Outcome::Value([3])]));
 /// # Ok::<(), errback::wire::ProtocolError>(())
 /// ```
 ///
 /// # Errors
-/// The value is something else.
-pub fn parse_chunk_results(value: &[u8]) -> Result<Vec<Outcome<'_>>, ProtocolError> {
+/// The value is something else, or has not a result for each of the `calls`.
+pub fn parse_chunk_results(value: &[u8], calls: usize) -> Result<Vec<Outcome<'_>>, ProtocolError> {
     let mut scanner = Scanner::new(value);
     let count = scanner.array()?;
-    // Each result takes three bytes or more, whatever the array claims.
+    // Before any of them is read: a result of three bytes is an `Outcome` of two hundred here.
+    if count != calls {
+        return Err(ProtocolError::new(format!(
+            "{count} results for {calls} items"
+        )));
+    }
     let mut results = Vec::with_capacity(count.min(value.len() / 3));
     for _ in 0..count {
         match scanner.array()? {
@@ -542,6 +547,9 @@ impl FrameReader {
         } else if self.start > 0 {
             // The beginning of a frame that came with the end of the one before it: at most what one read brought.
             self.buffer.drain(..self.start);
+            if self.buffer.capacity() > 2 * READ_ROOM.max(self.buffer.len()) {
+                self.buffer.shrink_to(READ_ROOM);
+            }
         }
         self.start = 0;
     }
@@ -802,6 +810,7 @@ pub struct RemoteErrorBody {
     /// What it says of itself.
     pub message: String,
     /// What its causes say, the nearest first, without the error itself.
+    #[serde(deserialize_with = "first_of_chain")]
     pub chain: Vec<String>,
     /// Where it came about, when that was recorded (`RUST_BACKTRACE=1` in a Rust worker).
     pub backtrace: Option<String>,
@@ -853,6 +862,33 @@ fn cut(mut text: String, most: usize) -> String {
         text.push_str(MARK);
     }
     text
+}
+
+/// Reads no more causes than may travel: a cause of one byte would be a `String` of twenty-four here.
+fn first_of_chain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct First;
+
+    impl<'de> Visitor<'de> for First {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array of strings")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut causes: A) -> Result<Vec<String>, A::Error> {
+            let mut first = Vec::new();
+            while first.len() < MAX_CHAIN {
+                match causes.next_element()? {
+                    Some(cause) => first.push(cause),
+                    None => return Ok(first),
+                }
+            }
+            while causes.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(first)
+        }
+    }
+
+    deserializer.deserialize_seq(First)
 }
 
 /// At which step a call failed.
@@ -978,7 +1014,9 @@ impl DecodeError {
     }
 
     fn from_serde(error: rmp_serde::decode::Error) -> DecodeError {
-        let mut message = error.to_string();
+        // It may show a string that came, however long.
+        let mut message = cut(error.to_string(), MAX_ERROR_TEXT);
+        message.shrink_to_fit();
         // The one surprise of byte strings: serde buffers these types without knowing what they hold.
         if message.contains("byte array, expected a sequence") {
             message.push_str(

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::hook;
 use crate::task::{DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, TaskTable};
-use crate::wire::{self, Encoder, Message, PROTOCOL, WorkerHello};
+use crate::wire::{self, Encoder, Message, PROTOCOL, ProtocolError, WorkerHello};
 
 mod channel;
 mod jobs;
@@ -278,15 +278,8 @@ impl Worker {
     fn serve(&mut self) -> Result<(), Leaving> {
         while self.channel.wait_for_frame()? {
             let frame = self.channel.take_frame()?;
-            match Message::parse(frame).map_err(Leaving::protocol)? {
-                Message::Call { id, task, args } => {
-                    self.jobs.answer(&mut self.answer, id, task, args);
-                }
-                // A later version's; whoever needs it done does not send it to this one.
-                Message::Notification { .. } => continue,
-                Message::Answer(_) => {
-                    return Err(Leaving::Protocol("an answer where a call was due".into()));
-                }
+            if !respond(&self.jobs, &mut self.answer, frame).map_err(Leaving::protocol)? {
+                continue;
             }
             // What the job has printed comes before its answer. std would keep a line without its end.
             let _ = std::io::stdout().flush();
@@ -297,8 +290,29 @@ impl Worker {
     }
 }
 
+/// Does what one frame says, and leaves the answer in `answer`. `false`: there is none.
+fn respond(jobs: &Jobs, answer: &mut Encoder, frame: &[u8]) -> Result<bool, ProtocolError> {
+    match Message::parse(frame)? {
+        Message::Call { id, task, args } => jobs.answer(answer, id, task, args),
+        // A later version's; whoever needs it done does not send it to this one.
+        Message::Notification { .. } => return Ok(false),
+        Message::Answer(_) => return Err(ProtocolError::new("an answer where a call was due")),
+    }
+    Ok(true)
+}
+
+/// What a worker with the tasks of this program would answer to the body of one frame. For those who feed it any bytes
+/// at all and cannot start a process for each; no part of the interface.
+#[doc(hidden)]
+pub fn answer_to(frame: &[u8], max_frame: usize) -> Result<Option<Vec<u8>>, ProtocolError> {
+    let tasks = TaskTable::linked().expect("a program whose tasks have names of their own");
+    let mut answer = Encoder::new(wire::frame_limit(max_frame));
+    let answered = respond(&Jobs::new(tasks, None), &mut answer, frame)?;
+    Ok(answered.then(|| answer.into_bytes()))
+}
+
 impl Leaving {
-    fn protocol(error: wire::ProtocolError) -> Leaving {
+    fn protocol(error: ProtocolError) -> Leaving {
         Leaving::Protocol(error.to_string())
     }
 }

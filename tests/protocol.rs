@@ -275,7 +275,7 @@ fn the_documents_examples_are_understood() {
                     outcome: Outcome::Value(value),
                 }),
             ) => {
-                let results = wire::parse_chunk_results(value).unwrap();
+                let results = wire::parse_chunk_results(value, 2).unwrap();
                 let [Outcome::Value([3]), Outcome::Error(error)] = &results[..] else {
                     panic!("{results:?}");
                 };
@@ -1101,7 +1101,7 @@ fn a_chunk_has_a_result_for_each_of_its_calls() {
     let Outcome::Value(value) = Answer::parse(&frame).unwrap().outcome else {
         panic!("an error");
     };
-    let results = wire::parse_chunk_results(value).unwrap();
+    let results = wire::parse_chunk_results(value, calls.len()).unwrap();
     let results: Vec<_> = results
         .into_iter()
         .map(|result| match result {

@@ -198,14 +198,7 @@ fn decode_items<F: Task>(
     items: usize,
     bytes: &[u8],
 ) -> Result<Results<F>, ProtocolError> {
-    let results = wire::parse_chunk_results(bytes)?;
-    if results.len() != items {
-        return Err(ProtocolError::new(format!(
-            "{} results for {items} items",
-            results.len()
-        )));
-    }
-    Ok(results
+    Ok(wire::parse_chunk_results(bytes, items)?
         .into_iter()
         .map(|outcome| decode::<F>(task, Outcome::Answer(outcome)))
         .collect())
