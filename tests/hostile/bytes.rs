@@ -387,7 +387,7 @@ pub fn message(source: &mut Source<'_>) -> Vec<u8> {
         6 => HostHello {
             protocol: source.number() as u32,
             max_frame: source.number(),
-            memory_limit: (source.byte() % 2 == 0).then(|| source.number()),
+            memory_limit: source.flag().then(|| source.number()),
         }
         .encode(),
         _ => WorkerHello {

@@ -30,6 +30,10 @@ impl<'a> Source<'a> {
         taken
     }
 
+    pub fn flag(&mut self) -> bool {
+        self.byte() & 1 == 0
+    }
+
     pub fn short(&mut self) -> u16 {
         u16::from_be_bytes([self.byte(), self.byte()])
     }
@@ -126,7 +130,7 @@ impl Tree {
         match kind {
             0 => Tree::Nothing,
             1 => Tree::Unit(()),
-            2 => Tree::Flag(source.byte() % 2 == 0),
+            2 => Tree::Flag(source.flag()),
             3 => Tree::Tiny(source.byte() as i8, source.byte()),
             4 => Tree::Signed(source.number() as i64),
             5 => Tree::Unsigned(source.number()),
@@ -142,7 +146,9 @@ impl Tree {
             9 => Tree::Text(source.text()),
             10 => Tree::Bytes(source.bytes()),
             11 => Tree::Maybe(
-                (source.byte() % 2 == 0).then(|| Box::new(Tree::below(source, levels - 1))),
+                source
+                    .flag()
+                    .then(|| Box::new(Tree::below(source, levels - 1))),
             ),
             12 => Tree::Many(
                 (0..count(source))
@@ -156,7 +162,7 @@ impl Tree {
             ),
             14 => Tree::Numbered(
                 (0..count(source))
-                    .map(|_| (source.short() as i16, source.byte() % 2 == 0))
+                    .map(|_| (source.short() as i16, source.flag()))
                     .collect(),
             ),
             15 => Tree::Pair(Box::new((
@@ -165,7 +171,7 @@ impl Tree {
             ))),
             _ => Tree::Fields {
                 first: source.number() as u32,
-                second: (source.byte() % 2 == 0).then(|| source.text()),
+                second: source.flag().then(|| source.text()),
                 rest: (0..count(source)).map(|_| source.short()).collect(),
             },
         }
