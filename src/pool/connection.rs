@@ -27,7 +27,7 @@ use crate::wire::{Answer, FrameReader, Message, ProtocolError};
 const END_OF_FILE_GRACE: Duration = Duration::from_millis(200);
 
 /// A dead worker's socket holds no more than its send buffer; whoever goes on writing is a grandchild.
-const DRAIN_AT_MOST: usize = 16 << 20;
+const LAST_WORDS: usize = 16 << 20;
 
 pub(super) struct Connection {
     pub(super) process: Arc<Process>,
@@ -57,6 +57,8 @@ pub(super) struct Connection {
     pub(super) last: Instant,
     /// Where its memory control group counts those that were killed for their memory.
     pub(super) oom_count: Option<PathBuf>,
+    /// How many bytes are still read once the process is dead.
+    last_words: usize,
 }
 
 /// When something is to be done about the first call if it has not been answered by then.
@@ -126,6 +128,7 @@ impl Connection {
             pipelines: false,
             last: born,
             oom_count: None,
+            last_words: LAST_WORDS,
         }
     }
 
@@ -146,17 +149,17 @@ impl Connection {
         if !self.reader.has_frame()? || self.sent.is_empty() {
             return Ok(None);
         }
-        if !self.first_is_written() {
-            return Err(ProtocolError::new(
-                "it answered before it had read the call",
-            ));
-        }
+        let is_written = self.first_is_written();
         let frame = self.reader.next_frame()?.expect("there is one");
         let answer = match Message::parse(frame)? {
             Message::Answer(answer) => answer,
             Message::Notification { .. } => return Ok(None), // from a later version
             Message::Call { .. } => return Err(ProtocolError::new("it sent a call")),
         };
+        if !is_written {
+            let sentence = "it answered before it had read the call";
+            return Err(ProtocolError::new(sentence));
+        }
         let expected = self.sent[0].call.key.id;
         if answer.id != expected {
             return Err(ProtocolError::new(format!(
@@ -185,8 +188,14 @@ impl Connection {
                 match self.read() {
                     Ok(0) if ready.process => return Event::Died,
                     Ok(0) => return Event::Closed,
-                    Ok(_) => continue,
-                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Ok(n) if ready.process && n < self.last_words => {
+                        self.last_words -= n;
+                        continue;
+                    }
+                    Ok(_) if ready.process => self.last_words = 0,
+                    Ok(_) if self.reader.has_frame() != Ok(false) => continue,
+                    // Bytes that come without an end must not keep us from what else there is.
+                    Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(_) => return Event::Closed,
                 }
             }
@@ -197,9 +206,7 @@ impl Connection {
                     return Event::Woken;
                 }
                 Ready {
-                    socket: false,
-                    writable: false,
-                    ..
+                    writable: false, ..
                 } if is_past(deadline) => return Event::Late,
                 _ => {}
             }
@@ -223,16 +230,15 @@ impl Connection {
 
     /// Takes what the kernel still holds of a dead worker's words. Whether there is a whole frame then.
     pub(super) fn drain(&mut self) -> bool {
-        let mut left = DRAIN_AT_MOST;
         loop {
             match self.reader.has_frame() {
-                Ok(false) if left > 0 => {}
+                Ok(false) if self.last_words > 0 => {}
                 result => return result.unwrap_or(false),
             }
             match self.read() {
                 Err(Errno::INTR) => {}
                 Ok(0) | Err(_) => return self.reader.has_frame().unwrap_or(false),
-                Ok(n) => left = left.saturating_sub(n),
+                Ok(n) => self.last_words = self.last_words.saturating_sub(n),
             }
         }
     }
