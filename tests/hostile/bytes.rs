@@ -104,6 +104,9 @@ pub fn frames(mut source: Source<'_>) {
             }
             _ => source.take(1).to_vec(),
         };
+        if piece.is_empty() {
+            continue; // no read, so nothing is given back either
+        }
         held += feed(&mut reader, &piece, decision >= 0x80);
         model.received.extend(piece);
         let unread = model.received.len() - model.start;

@@ -10,6 +10,7 @@ mod bytes;
 mod memory;
 #[allow(unreachable_pub)]
 mod values;
+mod workers;
 
 use errback::wire::{self, Answer, FrameReader, Outcome};
 use proptest::prelude::*;
