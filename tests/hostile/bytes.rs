@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 use super::memory::cost;
 use super::values::{Flattened, Source, Tagged, Tree, Untagged};
 
+/// How many bytes a reader is fed: some of its largest buffers.
+const MUCH: usize = 1 << 20;
+
 /// What may be allocated whatever comes: texts of errors, and serde's first guess at a size.
 const CONSTANT: usize = 256 * 1024;
 
@@ -73,7 +76,8 @@ pub fn frames(mut source: Source<'_>) {
     };
     let mut reader = FrameReader::new(model.max_frame);
     let mut held = 0;
-    while !source.is_empty() {
+    // More would find nothing more, and take seconds.
+    while !source.is_empty() && model.received.len() < MUCH {
         let decision = source.byte();
         let piece = match decision % 8 {
             0 => source.take(usize::from(decision >> 3)).to_vec(),
