@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 # The text for `python3 -c`: a worker whose package is not installed, but comes in a variable of the environment.
 # It must be readable by any Python, as old as it may be.
 import os

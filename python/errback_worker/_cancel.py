@@ -60,6 +60,8 @@ class Window:
         """The call that is running."""
         self.request: Optional[int] = None
         """The call that the last request was for."""
+        self.up = False
+        """Something has happened that a chunk must look at between two of its calls."""
         # A method would be a new object each time that it is asked for, and these are compared.
         self._handlers = {signal.SIGINT: self._interrupt}
 
@@ -97,6 +99,7 @@ class Window:
                 continue
             (wanted,) = _ID.unpack(packet)
             self.request = wanted
+            self.up = True
             pause = _FIRST_PAUSE
             while self.open == wanted:
                 signal.pthread_kill(main, _SIGNAL)

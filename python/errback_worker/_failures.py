@@ -135,7 +135,7 @@ def _bases(kind: type) -> list[str]:
 
 def _notes(failure: BaseException) -> list[str]:
     try:
-        notes = failure.__notes__  # type: ignore[attr-defined]
+        notes = getattr(failure, "__notes__", ())
     except BaseException:
         return []
     if not isinstance(notes, (list, tuple)):
@@ -147,7 +147,7 @@ def _members(failure: BaseException, left: list[int]) -> Iterator[BaseException]
     if not isinstance(failure, _groups()):
         return
     try:
-        members = list(failure.exceptions)  # type: ignore[attr-defined]
+        members = list(getattr(failure, "exceptions"))
     except BaseException:
         return
     for member in members:

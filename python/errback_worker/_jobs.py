@@ -9,14 +9,19 @@ import os
 import socket
 import sys
 import traceback
-from typing import Any, NoReturn, Optional
+from itertools import starmap
+from typing import Any, Callable, Iterator, NoReturn, Optional
 
 from errback_worker import _failures, _start, _wire
 from errback_worker._cancel import window
 from errback_worker._channel import Channel
-from errback_worker._tasks import Table, UnknownTask
+from errback_worker._tasks import Table, Task, UnknownTask
 
 _ONE = (1).to_bytes(8, sys.byteorder)
+
+
+class _Refused(Exception):
+    """The arguments of one call of a chunk are not what the task takes."""
 
 
 class Jobs:
@@ -36,7 +41,7 @@ class Jobs:
             window.listen(requests)
 
     def _note_fork(self) -> None:
-        self._forked = True
+        self._forked = window.up = True
 
     def serve(self) -> None:
         """Answers calls until the host closes the connection."""
@@ -74,7 +79,7 @@ class Jobs:
             self._table.find(name)
             return self._encoder.error(id, _failures.error("decode_args", f"`{name}`: {args.why}"))
         task = self._table.find(name)
-        if not task.least <= len(args) <= task.most:
+        if not task.takes(args):
             return self._encoder.error(id, _failures.error("decode_args", task.refusal(args)))
         # How the window is used is told in `_cancel`.
         try:
@@ -118,36 +123,64 @@ class Jobs:
         finally:
             window.job = None
         self._end_child(None)
-        return self._encoder.results(id, results)
+        return self._encoder.results(id, len(calls), results)
 
-    def _run_calls(self, id: int, task: Any, calls: list[Any], results: _wire.Results) -> None:
-        function, least, most = task.function, task.least, task.most
-        begun = False
-        for args in calls:
-            if window.request == id:
+    def _run_calls(self, id: int, task: Task, calls: list[Any], results: _wire.Results) -> None:
+        # An iterator goes on behind an exception of the function that it calls.
+        if task.takes_all(calls):
+            if calls:
                 window.check()
-            if type(args) is not list or not least <= len(args) <= most:
-                why = args.why if type(args) is _wire.Undecodable else task.refusal(args)
-                results.error(_failures.error("decode_args", why))
-                continue
-            if not begun:
-                # To the host, the chunk is one job: it begins once.
-                begun = True
                 self._count()
+            runs: Iterator[Any] = starmap(task.function, calls)
+        else:
+            runs = map(self._checked(task), calls)
+        look, simple = window, _wire.SIMPLE
+        add_simple = results.simple.append
+        while True:
             try:
-                value = function(*args)
+                window.check()
+                for value in runs:
+                    if type(value) in simple:
+                        add_simple(value)
+                    else:
+                        self._add(results, value)
+                    # To the host, the chunk is one job: a request means all that is left of it.
+                    if look.up:
+                        look.up = False
+                        if window.request == id or self._forked:
+                            break
+                else:
+                    return
+            except _Refused as refused:
+                results.error(_failures.error("decode_args", str(refused)))
             except BaseException as failure:
-                # Who closed the window meant all of the chunk.
-                if window.open is None or self._forked:
+                # What closed the window, or is the chunk's own, ends the chunk.
+                if window.open is None or self._forked or type(failure) is _wire.EncodeError:
                     raise
                 results.error(_failures.describe(failure))
-                continue
-            if self._forked:
+            else:
                 self._end_child(None)
-            try:
-                results.value(value)
-            except _wire.EncodeError as error:
-                results.error(_failures.error("encode_result", str(error)))
+
+    def _checked(self, task: Task) -> Callable[[Any], Any]:
+        """The function behind a look at its arguments, call by call. The chunk begins once, at the first that pass."""
+        begun = False
+
+        def run(args: Any) -> Any:
+            nonlocal begun
+            if not task.takes(args):
+                raise _Refused(args.why if type(args) is _wire.Undecodable else task.refusal(args))
+            if not begun:
+                begun = True
+                self._count()
+            return task.function(*args)
+
+        return run
+
+    def _add(self, results: _wire.Results, value: Any) -> None:
+        try:
+            results.value(value)
+        except _wire.EncodeError as error:
+            results.error(_failures.error("encode_result", str(error)))
 
     def _count(self) -> None:
         if self._begun is not None:

@@ -11,6 +11,8 @@ from typing import Any, Callable, Optional, TypeVar, Union, overload
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_ONLY_LISTS = frozenset((list,))
+
 _marked: dict[str, Callable[..., Any]] = {}
 
 
@@ -75,6 +77,18 @@ class Task:
         self.name = name
         self.function = function
         self.least, self.most = _arity(function)
+
+    def takes(self, args: Any) -> bool:
+        """Whether the function can be called with these arguments, as far as their number says."""
+        return type(args) is list and self.least <= len(args) <= self.most
+
+    def takes_all(self, calls: list[Any]) -> bool:
+        """The same for a chunk of calls, without a step of Python's own for each."""
+        return _ONLY_LISTS.issuperset(map(type, calls)) and all(map(self.takes_count, set(map(len, calls))))
+
+    def takes_count(self, count: int) -> bool:
+        """Whether the function can be called with so many arguments."""
+        return self.least <= count <= self.most
 
     def refusal(self, args: Any) -> str:
         """Why these arguments are not what it takes."""

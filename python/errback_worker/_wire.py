@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import struct
+from itertools import repeat
 from typing import Any, Iterator, Optional, Union
 
 import msgpack
@@ -26,8 +27,12 @@ MIN_FRAME = 1024
 MAP = "errback.map"
 """The name under which a chunk of calls comes."""
 
+SIMPLE = frozenset((type(None), bool, int, float, str, bytes))
+"""The types of values that nobody can change, and that have nothing in them."""
+
 _KEEP_BUFFER = 1 << 20
 _CONTAINERS = frozenset((list, dict))
+_KNOWN = SIMPLE | _CONTAINERS
 _ANSWER = struct.Struct(">IBBBQB")
 _ERROR_ANSWER = struct.Struct(">IBBBQ")
 
@@ -94,9 +99,11 @@ def _check_depth(value: list[Any]) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inner = gc.get_referents(*level)
-        if _CONTAINERS.isdisjoint(map(type, inner)):
+        types = set(map(type, inner))
+        if types.isdisjoint(_CONTAINERS):
             return
-        level = [item for item in inner if type(item) in _CONTAINERS]
+        # Simple values refer to nothing, and may stay. Extension types do.
+        level = inner if types <= _KNOWN else [item for item in inner if type(item) in _CONTAINERS]
     raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
 
 
@@ -293,10 +300,10 @@ class Encoder:
             length = len(packed)
         return self._framed(id, pieces, length)
 
-    def results(self, id: int, results: Results) -> list[Buffer]:
+    def results(self, id: int, count: int, results: Results) -> list[Buffer]:
         """The answer to a chunk."""
-        count = len(results.pieces)
-        return self._framed(id, [_array_header(count), *results.pieces], results.length)
+        pieces = [_array_header(count), *results.pieces()]
+        return self._framed(id, pieces, sum(map(len, pieces)))
 
     def error(self, id: int, error: dict[str, Any]) -> list[Buffer]:
         """``[1, id, error, nil]``; with fewer and shorter texts where a small ``max_frame`` asks for it."""
@@ -322,17 +329,28 @@ class Encoder:
             self._packer = _new_packer()
         return packed
 
-    def _pack_pair(self, value: Any) -> Buffer:
-        # Two levels of arrays around it, as it has in the answer, so that `msgpack` sees the right depth.
+    def pair(self, value: Any) -> Buffer:
+        """``[nil, value]``, as it stands in the answer to a chunk."""
+        # Two levels of arrays around it, as it has there, so that `msgpack` sees the right depth.
         try:
-            packed: bytes = self._packer.pack(((None, value),))
+            return self._behind(1, self._packer.pack(((None, value),)))
         except Exception:
             return b"\x92\xc0" + _encode_slowly(value, 2)
+
+    def error_pair(self, error: dict[str, Any]) -> Buffer:
+        """``[error, nil]``."""
+        return b"\x92" + self._pack(error) + b"\xc0"
+
+    def bare(self, pairs: list[tuple[None, Any]]) -> Buffer:
+        """Many pairs behind each other."""
+        return self._behind(len(_array_header(len(pairs))), self._pack(pairs))
+
+    def _behind(self, header: int, packed: bytes) -> Buffer:
         if len(packed) < 4096:
-            return packed[1:]
+            return packed[header:]
         if len(packed) > _KEEP_BUFFER:
             self._packer = _new_packer()
-        return memoryview(packed)[1:]
+        return memoryview(packed)[header:]
 
 
 class Results:
@@ -340,32 +358,61 @@ class Results:
 
     def __init__(self, encoder: Encoder, count: int) -> None:
         self._encoder = encoder
-        # The longest header of an array is counted, so that the first result need not know how many will come.
         self._room = encoder.max_frame - (_ANSWER.size - 4) - len(_array_header(count))
-        self.length = len(_array_header(count))
-        self.pieces: list[Buffer] = []
+        self._pieces: list[Buffer] = []
+        self.simple: list[Any] = []
+        """Values of the types in ``SIMPLE`` that come behind all others: many are encoded in one go."""
 
     def value(self, value: Any) -> None:
-        """Adds ``[nil, value]``."""
-        piece = self._encoder._pack_pair(value)
+        """Adds ``[nil, value]``. It is encoded now: the task may change it later."""
+        self._encode_simple()
+        self._add_value(value)
+
+    def error(self, error: dict[str, Any]) -> None:
+        """Adds ``[error, nil]``."""
+        self._encode_simple()
+        self._add_error(error)
+
+    def pieces(self) -> list[Buffer]:
+        """The bytes of all of them."""
+        self._encode_simple()
+        return self._pieces
+
+    def _encode_simple(self) -> None:
+        values = self.simple[:]
+        if not values:
+            return
+        self.simple.clear()
+        try:
+            piece = self._encoder.bare(list(zip(repeat(None), values)))
+        except EncodeError:
+            piece = None
+        if piece is not None and len(piece) <= self._room:
+            return self._add(piece)
+        for value in values:
+            try:
+                self._add_value(value)
+            except EncodeError as error:
+                self._add_error({"kind": "encode_result", "message": str(error)})
+
+    def _add_value(self, value: Any) -> None:
+        piece = self._encoder.pair(value)
         if len(piece) > self._room:
             raise EncodeError(
                 f"result: it needs {len(piece)} bytes, and {self._room} are left for the results of this chunk"
             )
         self._add(piece)
 
-    def error(self, error: dict[str, Any]) -> None:
-        """Adds ``[error, nil]``."""
+    def _add_error(self, error: dict[str, Any]) -> None:
         for shorter in _ever_shorter(error):
-            piece = b"\x92" + self._encoder._pack(shorter) + b"\xc0"
+            piece = self._encoder.error_pair(shorter)
             if len(piece) <= self._room:
                 return self._add(piece)
         raise EncodeError("the results of this chunk do not fit into a frame")
 
     def _add(self, piece: Buffer) -> None:
         self._room -= len(piece)
-        self.length += len(piece)
-        self.pieces.append(piece)
+        self._pieces.append(piece)
 
 
 def _new_packer() -> Any:
