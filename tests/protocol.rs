@@ -465,6 +465,20 @@ fn a_value_longer_than_a_frame_is_refused_before_it_is_copied() {
     ));
 }
 
+#[test]
+fn the_last_byte_of_a_frame_is_used_and_none_behind_it() {
+    // The call around the value has 14 bytes, and the byte string's header 3.
+    let call = |count| encode_call(0, "x", &(vec![0u8; count],), 4096);
+    let longest = call(4096 - 17).unwrap();
+    assert_eq!(longest.len(), wire::HEADER + 4096);
+    for more in 1..5 {
+        assert!(matches!(
+            call(4096 - 17 + more),
+            Err(EncodeError::TooLarge { .. })
+        ));
+    }
+}
+
 /// Announces three elements and writes as many as it holds.
 struct Miscounted(usize);
 

@@ -509,6 +509,8 @@ impl Encoder {
         I::Item: Serialize,
     {
         self.binary_length(length)?;
+        // Once more, as the marker has taken some of the room.
+        self.fits(length)?;
         let start = self.bytes.len();
         let mut all_bytes = true;
         // No early return in this loop: for a slice the compiler makes one block copy of it.
