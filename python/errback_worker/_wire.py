@@ -33,6 +33,8 @@ SIMPLE = frozenset((type(None), bool, int, float, str, bytes))
 _KEEP_BUFFER = 1 << 20
 _CONTAINERS = frozenset((list, dict))
 _KNOWN = SIMPLE | _CONTAINERS
+_KNOWN_RESULTS = _KNOWN | frozenset((tuple,))
+_PAIR = b"\x92\xc0"
 _ANSWER = struct.Struct(">IBBBQB")
 _ERROR_ANSWER = struct.Struct(">IBBBQ")
 
@@ -284,6 +286,7 @@ class Encoder:
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self.max_frame = max(MIN_FRAME, min(max_frame, 2**32 - 1))
         self._packer = _new_packer()
+        self._spines: dict[int, Optional[tuple[Any, list[Any], int]]] = {}
 
     def answer(self, id: int, value: Any) -> list[Buffer]:
         """``[1, id, nil, value]``, in pieces to be sent behind each other."""
@@ -295,9 +298,9 @@ class Encoder:
             pieces: list[Buffer] = [b"\xc6" + size.to_bytes(4, "big"), value]
             length = size + 5
         else:
-            packed = self._pack(value)
-            pieces = [packed]
-            length = len(packed)
+            piece = self.value(value, 0)
+            pieces = [piece]
+            length = len(piece)
         return self._framed(id, pieces, length)
 
     def results(self, id: int, count: int, results: Results) -> list[Buffer]:
@@ -320,37 +323,50 @@ class Encoder:
             raise EncodeError(f"result: it needs {length} bytes, and a frame may have {self.max_frame}")
         return [_ANSWER.pack(length, 0x94, 0x01, 0xCF, id, 0xC0), *pieces]
 
-    def _pack(self, value: Any) -> bytes:
+    def value(self, value: Any, depth: int) -> Buffer:
+        """One value, that has ``depth`` arrays around it; slowly where ``msgpack`` says no, to find out why."""
         try:
             packed: bytes = self._packer.pack(value)
+            # So many levels take so many bytes.
+            if len(packed) > MAX_DEPTH - depth and not _surely_shallow(value, MAX_DEPTH - depth):
+                return self._pack_in_spine(value, depth)
         except Exception:
-            return _encode_slowly(value, 0)
+            return _encode_slowly(value, depth)
         if len(packed) > _KEEP_BUFFER:
             self._packer = _new_packer()
         return packed
 
-    def pair(self, value: Any) -> Buffer:
-        """``[nil, value]``, as it stands in the answer to a chunk."""
-        # Two levels of arrays around it, as it has there, so that `msgpack` sees the right depth.
+    def _pack_in_spine(self, value: Any, depth: int) -> Buffer:
+        """The limit of ``msgpack`` is another one in each of its versions. This moves it to where it should be."""
+        if depth not in self._spines:
+            self._spines[depth] = _spine(depth)
+        spine = self._spines[depth]
+        if spine is None:
+            return _encode_slowly(value, depth)
+        outermost, innermost, levels = spine
+        innermost[0] = value
         try:
-            return self._behind(1, self._packer.pack(((None, value),)))
-        except Exception:
-            return b"\x92\xc0" + _encode_slowly(value, 2)
+            packed: bytes = self._packer.pack(outermost)
+        finally:
+            innermost[0] = None
+        self._packer = _new_packer()
+        return memoryview(packed)[levels:]
+
+    def _pack(self, value: Any) -> bytes:
+        """One of the worker's own, of which it is known that it can be packed."""
+        packed: bytes = self._packer.pack(value)
+        return packed
 
     def error_pair(self, error: dict[str, Any]) -> Buffer:
         """``[error, nil]``."""
         return b"\x92" + self._pack(error) + b"\xc0"
 
     def bare(self, pairs: list[tuple[None, Any]]) -> Buffer:
-        """Many pairs behind each other."""
-        return self._behind(len(_array_header(len(pairs))), self._pack(pairs))
-
-    def _behind(self, header: int, packed: bytes) -> Buffer:
-        if len(packed) < 4096:
-            return packed[header:]
+        """Many pairs of simple values behind each other."""
+        packed = self._pack(pairs)
         if len(packed) > _KEEP_BUFFER:
             self._packer = _new_packer()
-        return memoryview(packed)[header:]
+        return memoryview(packed)[len(_array_header(len(pairs))) :]
 
 
 class Results:
@@ -385,7 +401,8 @@ class Results:
         self.simple.clear()
         try:
             piece = self._encoder.bare(list(zip(repeat(None), values)))
-        except EncodeError:
+        except Exception:
+            # One of them is too big an integer, or no Unicode: it is found below.
             piece = None
         if piece is not None and len(piece) <= self._room:
             return self._add(piece)
@@ -396,11 +413,14 @@ class Results:
                 self._add_error({"kind": "encode_result", "message": str(error)})
 
     def _add_value(self, value: Any) -> None:
-        piece = self._encoder.pair(value)
-        if len(piece) > self._room:
+        # Two levels of arrays are around it in the answer.
+        piece = self._encoder.value(value, 2)
+        length = len(_PAIR) + len(piece)
+        if length > self._room:
             raise EncodeError(
-                f"result: it needs {len(piece)} bytes, and {self._room} are left for the results of this chunk"
+                f"result: it needs {length} bytes, and {self._room} are left for the results of this chunk"
             )
+        self._add(_PAIR)
         self._add(piece)
 
     def _add_error(self, error: dict[str, Any]) -> None:
@@ -417,6 +437,52 @@ class Results:
 
 def _new_packer() -> Any:
     return msgpack.Packer(default=_values.plain, use_bin_type=True, unicode_errors="strict")
+
+
+def _levels_of_msgpack() -> int:
+    """How deep a value may nest for this version of ``msgpack``: 512 or 1025, as far as is known."""
+    value: Any = ()
+    for levels in range(1, 1100):
+        try:
+            _new_packer().pack(value)
+        except ValueError:
+            return levels - 1
+        except RecursionError:
+            # Written in Python, it comes to the end of the stack first. That is no exact limit.
+            break
+        value = (value,)
+    return 0
+
+
+def _spine(depth: int) -> Optional[tuple[Any, list[Any], int]]:
+    """Arrays around a value, so many that ``msgpack`` refuses it where it nests too deep behind ``depth`` others.
+
+    The outermost, the innermost, and how many they are: each is a byte of the result that is not sent.
+    """
+    levels = _levels_of_msgpack() - MAX_DEPTH + depth
+    if levels < 1:
+        return None
+    innermost: list[Any] = [None]
+    outermost = innermost
+    for _ in range(levels - 1):
+        outermost = [outermost]
+    return outermost, innermost, levels
+
+
+def _surely_shallow(value: Any, levels: int) -> bool:
+    """Whether a value nests no deeper than this, as far as a look says that knows only plain types."""
+    if type(value) in SIMPLE:
+        return True
+    if type(value) not in _KNOWN_RESULTS:
+        return False
+    level = [value]
+    for _ in range(levels):
+        level = gc.get_referents(*level)
+        if SIMPLE.issuperset(map(type, level)):
+            return True
+        if not _KNOWN_RESULTS.issuperset(map(type, level)):
+            return False
+    return False
 
 
 def _array_header(count: int) -> bytes:
@@ -451,14 +517,14 @@ def _encode_slowly(root: Any, depth: int) -> bytes:
     pieces: list[bytes] = []
     # The open arrays and maps, the innermost last: what is still to come of each, and which step leads there.
     open_values: list[Iterator[tuple[str, Any]]] = []
-    open_ids: list[int] = []
+    open_containers: list[Any] = []
     steps: list[str] = []
     value = root
     while True:
         try:
             value = _values.converted(value)
             if isinstance(value, (dict, list, tuple)):
-                if id(value) in open_ids:
+                if any(value is container for container in open_containers):
                     raise ValueError("it contains itself")
                 if depth + len(open_values) == MAX_DEPTH:
                     raise ValueError(f"it nests deeper than {MAX_DEPTH}")
@@ -466,7 +532,7 @@ def _encode_slowly(root: Any, depth: int) -> bytes:
                 children = list(_children(value))
                 pieces.append(header(len(value)))
                 open_values.append(iter(children))
-                open_ids.append(id(value))
+                open_containers.append(value)
                 steps.append("")
             else:
                 pieces.append(packer.pack(value))
@@ -478,7 +544,7 @@ def _encode_slowly(root: Any, depth: int) -> bytes:
                 steps[-1], value = following
                 break
             open_values.pop()
-            open_ids.pop()
+            open_containers.pop()
             steps.pop()
         else:
             return b"".join(pieces)
