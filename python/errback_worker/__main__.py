@@ -50,6 +50,9 @@ def _serve(names: list[str]) -> None:
     hello.apply_limits()
     table = _tasks.Table(_start.import_modules(names))
     jobs = _jobs.Jobs(table, channel, hello.begun, hello.requests)
+    # What a module prints on its import comes before the first job's output, wherever that goes.
+    _start.flushed(sys.stdout)
+    _start.flushed(sys.stderr)
     channel.send_hello(hello.protocol, len(table))
     jobs.serve()
 

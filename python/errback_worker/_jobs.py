@@ -55,6 +55,11 @@ class Jobs:
                 # What the job has printed comes before its answer.
                 _start.flushed(sys.stdout)
                 _start.flushed(sys.stderr)
+                try:
+                    _start.fill_standard_descriptors()
+                except OSError:
+                    # A job has used up all descriptors. The next one will hear of it.
+                    pass
                 self._channel.send(pieces)
                 # A big value is let go of now, and not when the next call has come.
                 del pieces

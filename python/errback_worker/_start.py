@@ -95,19 +95,24 @@ def take_connection() -> socket.socket:
         raise Leaving(78, "started as a worker, but standard input is no connection to a host")
     try:
         connection.setblocking(True)
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(nothing, 0)
-        for standard in (1, 2):
-            # A file that a task opens must not become its standard output.
-            try:
-                os.fstat(standard)
-            except OSError:
-                os.dup2(nothing, standard)
-        if nothing > 2:
-            os.close(nothing)
+        os.close(0)
+        fill_standard_descriptors()
     except OSError as error:
         raise Leaving(71, f"standard descriptors: {error}") from None
     return connection
+
+
+def fill_standard_descriptors() -> None:
+    """Puts ``/dev/null`` into the places of descriptors 0, 1 and 2 where they are closed: a file that a task opens must
+    not become its standard output."""
+    for standard in (0, 1, 2):
+        try:
+            fcntl.fcntl(standard, fcntl.F_GETFD)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nothing, standard)
+            if nothing > 2:
+                os.close(nothing)
 
 
 def close_inherited() -> None:

@@ -38,6 +38,8 @@ class Host:
             "PYTHONDONTWRITEBYTECODE": "1",
             **(environment or {}),
         }
+        # What is printed shall lie in a buffer.
+        variables.pop("PYTHONUNBUFFERED", None)
         self._output = tempfile.TemporaryFile()
         self._errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -123,9 +122,15 @@ def busy(seconds):
     return "busy"
 
 
-def polls():
+def is_there(fifo):
+    """Tells the test that the job has come so far."""
+    open(fifo, "w").close()
+
+
+def polls(fifo):
     end = time.monotonic() + 60
     try:
+        is_there(fifo)
         while time.monotonic() < end:
             time.sleep(0.001)
     except errback_worker.JobCancelled:
@@ -152,7 +157,7 @@ def waits_for_child():
     subprocess.run(["sleep", "60"])
 
 
-def thread_asks():
+def thread_asks(fifo):
     """From another thread of the job."""
     seen = []
     done = threading.Event()
@@ -166,6 +171,8 @@ def thread_asks():
     threading.Thread(target=look, daemon=True).start()
     while True:
         try:
+            if not seen:
+                is_there(fifo)
             done.wait()
             return seen
         except errback_worker.JobCancelled:
@@ -175,8 +182,9 @@ def thread_asks():
 cleaned = []
 
 
-def cleans_up(seconds):
+def cleans_up(fifo, seconds):
     try:
+        is_there(fifo)
         time.sleep(seconds)
     finally:
         cleaned.append(1)
@@ -203,10 +211,6 @@ def writes(text):
 
 def logs():
     logging.getLogger("sample").warning("a warning of %s", "the task")
-
-
-def set_attribute_free():
-    return errno.ENOENT
 
 
 async def coroutine():
