@@ -79,6 +79,43 @@ fn the_python_worker_speaks_the_protocol() {
 }
 
 #[test]
+fn the_python_worker_speaks_the_protocol_without_being_installed() {
+    let Some(python) = python_or_skip() else {
+        return;
+    };
+    let mut sources = serde_json::Map::new();
+    for entry in std::fs::read_dir(source("errback_worker")).expect("the package") {
+        let path = entry.expect("a file of the package").path();
+        let stem = path
+            .file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        if path.extension().is_some_and(|it| it == "py") && stem != "_bootstrap" {
+            let name = match stem.as_str() {
+                "__init__" => "errback_worker".into(),
+                stem => format!("errback_worker.{stem}"),
+            };
+            let text = std::fs::read_to_string(&path).expect("a source");
+            sources.insert(name, text.into());
+        }
+    }
+    let sources = serde_json::Value::from(sources).to_string();
+    let bootstrap = std::fs::read_to_string(source("errback_worker/_bootstrap.py"));
+    let bootstrap = bootstrap.expect("the bootstrap");
+    // One string of an environment has 128 KiB at the most.
+    assert!(sources.len() + bootstrap.len() < 120 * 1024);
+    let mut command = check_worker();
+    command
+        .arg(python)
+        .args(["-c", &bootstrap, "check"])
+        .env("PYTHONPATH", source("tests"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("ERRBACK_WORKER_SOURCE", sources);
+    holds(&mut command);
+}
+
+#[test]
 fn the_python_workers_own_tests_pass() {
     let Some(python) = python_or_skip() else {
         return;

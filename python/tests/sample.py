@@ -169,14 +169,13 @@ def thread_asks(fifo):
         done.set()
 
     threading.Thread(target=look, daemon=True).start()
-    while True:
-        try:
-            if not seen:
-                is_there(fifo)
-            done.wait()
-            return seen
-        except errback_worker.JobCancelled:
-            pass
+    try:
+        is_there(fifo)
+        done.wait()
+    except errback_worker.JobCancelled:
+        # There is one for a job.
+        done.wait()
+    return seen
 
 
 cleaned = []
