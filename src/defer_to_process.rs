@@ -108,6 +108,10 @@ pub(crate) fn defer_call<T: Send + 'static>(
     pool: &Pool,
     call: Encoded<T>,
 ) -> Deferred<T> {
+    // Before the loop is asked, which was forked too.
+    if let Some(why) = pool.shared().forked() {
+        return fail(why);
+    }
     let threads = event_loop.from_threads();
     let outstanding = match Outstanding::of(event_loop, &threads) {
         Ok(outstanding) => outstanding,

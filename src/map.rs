@@ -9,9 +9,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
 
 use errback_deferred::{Deferred, Failure, ReactorCore, gather_results};
+use parking_lot::{Condvar, Mutex};
 
 use crate::defer_to_process::defer_call;
 use crate::error::InternalError;
@@ -105,11 +106,13 @@ impl Pool {
     {
         let items = items.into_iter();
         let size = ChunkSize::for_task(task, items.size_hint(), self.size());
-        let (sender, receiver) = channel();
         let out = Out {
             pool: self.clone(),
             task,
-            sender,
+            done: Arc::new(Done {
+                chunks: Mutex::default(),
+                another: Condvar::new(),
+            }),
             chunks: BTreeMap::new(),
         };
         Map {
@@ -117,7 +120,6 @@ impl Pool {
             size,
             taken: 0,
             out,
-            receiver,
             ready: VecDeque::new(),
             next: 0,
             early: BTreeMap::new(),
@@ -184,7 +186,6 @@ pub struct Map<F: Task, I: Iterator> {
     /// How many items have been taken.
     taken: usize,
     out: Out<F>,
-    receiver: Receiver<Chunk<F>>,
     /// Results that come next.
     ready: VecDeque<Result<F::Output, Failure>>,
     /// The first item whose result is not in `ready`.
@@ -194,13 +195,37 @@ pub struct Map<F: Task, I: Iterator> {
 }
 
 /// A chunk that is done: the number of its first item, and the results.
-type Chunk<F> = (usize, Results<F>);
+type Chunk<T> = (usize, Vec<Result<T, Failure>>);
+
+/// Chunks that are done and that nobody has looked at. The standard library's channel would do, but for a host that forks:
+/// when its receiver is dropped in the child, it may wait for ever for who was just sending at the fork.
+struct Done<T> {
+    chunks: Mutex<VecDeque<Chunk<T>>>,
+    another: Condvar,
+}
+
+impl<T> Done<T> {
+    fn send(&self, first: usize, results: Vec<Result<T, Failure>>) {
+        self.chunks.lock().push_back((first, results));
+        self.another.notify_one();
+    }
+
+    fn receive(&self) -> Chunk<T> {
+        let mut chunks = self.chunks.lock();
+        loop {
+            match chunks.pop_front() {
+                Some(chunk) => return chunk,
+                None => self.another.wait(&mut chunks),
+            }
+        }
+    }
+}
 
 /// The chunks that are with the pool.
 struct Out<F: Task> {
     pool: Pool,
     task: F,
-    sender: Sender<Chunk<F>>,
+    done: Arc<Done<F::Output>>,
     /// The first item of each, and how many it has.
     chunks: BTreeMap<usize, usize>,
 }
@@ -247,7 +272,7 @@ where
     }
 
     /// The next chunk that is done, whichever; `None` at the end.
-    fn receive(&mut self) -> Option<Chunk<F>> {
+    fn receive(&mut self) -> Option<Chunk<F::Output>> {
         self.refill();
         if let Some(why) = self.out.pool.shared().forked() {
             // Those that were out at the fork come to their end in the other process.
@@ -257,8 +282,8 @@ where
         if self.out.chunks.is_empty() {
             return None;
         }
-        // Each chunk that is out says so once, also when it is lost; and we hold a sender ourselves.
-        let chunk = self.receiver.recv().expect("a sender is alive");
+        // Each chunk that is out comes in once, also when it is lost.
+        let chunk = self.out.done.receive();
         self.out.chunks.remove(&chunk.0);
         self.refill();
         Some(chunk)
@@ -339,14 +364,18 @@ impl<F: Task> Out<F> {
         let Out {
             pool,
             task,
-            sender,
+            done,
             chunks,
         } = self;
         encode(pool, *task, chunk, &mut |call| {
             let items = call.as_ref().map_or(1, Encoded::items);
             chunks.insert(first, items);
+            if pool.shared().forked().is_some() {
+                first += items;
+                return; // see `receive`; and the other's lock may be held by who is not here
+            }
             let end = ChunkEnd {
-                sender: sender.clone(),
+                done: Arc::clone(done),
                 first,
                 items,
             };
@@ -380,7 +409,7 @@ fn encode<F: Task>(
 
 /// What a chunk's job ends with: it tells the iterator, in any case and once.
 struct ChunkEnd<T> {
-    sender: Sender<(usize, Vec<Result<T, Failure>>)>,
+    done: Arc<Done<T>>,
     first: usize,
     /// 0 when it has been told.
     items: usize,
@@ -391,7 +420,7 @@ impl<T> ChunkEnd<T> {
         let items = std::mem::take(&mut self.items);
         let results =
             results.unwrap_or_else(|failure| (0..items).map(|_| Err(failure.clone())).collect());
-        let _ = self.sender.send((self.first, results)); // the iterator was dropped
+        self.done.send(self.first, results);
     }
 }
 
@@ -401,10 +430,8 @@ impl<T> Drop for ChunkEnd<T> {
             let lost = Failure::from(InternalError {
                 message: "a chunk was lost".to_string(),
             });
-            let _ = self.sender.send((
-                self.first,
-                (0..self.items).map(|_| Err(lost.clone())).collect(),
-            ));
+            let results = (0..self.items).map(|_| Err(lost.clone())).collect();
+            self.done.send(self.first, results);
         }
     }
 }

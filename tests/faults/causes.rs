@@ -286,6 +286,10 @@ rows! {
                 let d = errback::defer_to_process(&reactor, add, (1, 2));
                 let failure = errback::testing::failure_result_of(d);
                 assert!(is_forked_host(Err::<(), _>(failure)));
+                let pool = errback::process_pool(&reactor).expect("the one that was set");
+                let d = errback::defer_to_process_pool(&reactor, &pool, add, (1, 2));
+                let failure = errback::testing::failure_result_of(d);
+                assert!(is_forked_host(Err::<(), _>(failure)));
             })
         };
         child.ends_well();
