@@ -235,7 +235,7 @@ impl Host {
         self.receive()?.context("it ended instead of answering")
     }
 
-    /// How many functions have begun since the last time.
+    /// How many calls the worker has begun since the last time.
     pub(crate) fn begun(&mut self) -> u64 {
         let mut count = [0; 8];
         match rustix::io::read(&self.begun, &mut count) {

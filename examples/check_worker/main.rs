@@ -30,7 +30,6 @@ fn main() -> ExitCode {
     for check in CHECKS {
         let (word, why) = match check.verdict(&program) {
             Verdict::Holds => ("ok  ", String::new()),
-            Verdict::Skipped => ("skip", " (this worker does not know it yet)".into()),
             Verdict::Fails(error) => {
                 failed += 1;
                 ("FAIL", format!("\n     {error:#}"))

@@ -58,6 +58,9 @@ fn unsendable() -> Option<()> {
 fn spin(seconds: u64) -> String {
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
+        if errback::worker::cancel_requested() {
+            return "asked".into();
+        }
         std::thread::yield_now();
     }
     "ran".into()

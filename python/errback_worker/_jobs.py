@@ -70,6 +70,8 @@ class Jobs:
         _, id, task, args = message
         # The job alone holds its arguments.
         message.clear()
+        # Before all else: the host tells by it which calls this worker has begun with.
+        self._count()
         try:
             if task == _wire.MAP:
                 return self._run_chunk(id, args)
@@ -92,7 +94,6 @@ class Jobs:
                 window.job = id
                 window.open = id
                 window.check()
-                self._count()
                 value = task.function(*args)
             finally:
                 window.open = None
@@ -135,7 +136,6 @@ class Jobs:
         if task.takes_all(calls):
             if calls:
                 window.check()
-                self._count()
             runs: Iterator[Any] = starmap(task.function, calls)
         else:
             runs = map(self._checked(task), calls)
@@ -167,16 +167,11 @@ class Jobs:
                 self._end_child(None)
 
     def _checked(self, task: Task) -> Callable[[Any], Any]:
-        """The function behind a look at its arguments, call by call. The chunk begins once, at the first that pass."""
-        begun = False
+        """The function behind a look at its arguments, call by call."""
 
         def run(args: Any) -> Any:
-            nonlocal begun
             if not task.takes(args):
                 raise _Refused(args.why if type(args) is _wire.Undecodable else task.refusal(args))
-            if not begun:
-                begun = True
-                self._count()
             return task.function(*args)
 
         return run

@@ -28,7 +28,7 @@ class Host:
         self.socket, end = socket.socketpair()
         self.socket.settimeout(DEADLINE)
         self.requests, workers_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A pipe counts as an eventfd does: eight bytes for each function.
+        # A pipe counts as an eventfd does: eight bytes for each call.
         self._begun, workers_begun = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         path = [str(PACKAGE), str(TESTS)] if path is None else path
         variables = {
@@ -121,7 +121,7 @@ class Host:
         self.requests.send(struct.pack("=Q", id))
 
     def begun(self):
-        """How many functions have begun since the last time."""
+        """How many calls have begun since the last time."""
         try:
             return len(os.read(self._begun, 65536)) // 8
         except BlockingIOError:
@@ -131,6 +131,14 @@ class Host:
         ready, _, _ = select.select([self._begun], [], [], DEADLINE)
         assert ready, "it does not begin"
         os.read(self._begun, 8)
+
+    def interrupt(self):
+        """Interrupts the call that the worker has begun with: until it answers, as the function itself may not run yet."""
+        self.wait_for_begin()
+        ready = []
+        while not ready:
+            self.kill()
+            ready, _, _ = select.select([self.socket], [], [], 0.05)
 
     def end(self):
         """Closes the connection; the exit code."""

@@ -41,7 +41,7 @@ class Jobs(unittest.TestCase):
                 error = host.error(task, *args)
                 self.assertEqual(error["kind"], "decode_args")
                 self.assertIn(task, error["message"])
-            self.assertEqual(host.begun(), 0)
+            self.assertEqual(host.begun(), 3)
             value = {1: [b"x", {None: 2.5}], "é": [True]}
             self.assertEqual(host.result("sample:echo", value), value)
 
@@ -144,17 +144,12 @@ class Hostile(unittest.TestCase):
                 # Between jobs it is nobody's.
                 host.kill()
                 id = host.send("sample:sleep", 60)
-                host.wait_for_begin()
-                error, _ = self._interrupted(host, id)
+                host.interrupt()
+                error, _ = host.answer(id)
                 self.assertEqual(error["type"], "builtins.KeyboardInterrupt")
                 self.assertEqual(host.result("sample:add", 1, 2), 3)
                 host.begun()
             self.assertEqual(host.end(), 0)
-
-    @staticmethod
-    def _interrupted(host, id):
-        host.kill()
-        return host.answer(id)
 
     def test_a_storm_of_interrupts_never_breaks_the_worker(self):
         with Host() as host:
@@ -254,8 +249,7 @@ class Requests(unittest.TestCase):
             error, _ = self.asked(host, "sample:sleep", 600)
             self.assertEqual(error["type"], "errback_worker.JobCancelled")
             host.send("sample:sleep", 600)
-            host.wait_for_begin()
-            host.kill()
+            host.interrupt()
             self.assertEqual(host.receive()[2]["type"], "builtins.KeyboardInterrupt")
 
     def test_a_request_at_any_moment_hits_its_own_job_or_nothing(self):

@@ -4,7 +4,7 @@
 //! status tells the two apart; but its memory control group counts those kills, and counts one before it sends the
 //! signal. So a count that has grown at a death by somebody else's SIGKILL is the explanation.
 //!
-//! The two versions of control groups count differently (both were tried). Version 2 (`memory.events`, the field
+//! The two versions of control groups count differently (version 1 was tried; version 2 is from its documentation). Version 2 (`memory.events`, the field
 //! `oom_kill`) counts a kill in the group of the victim and in all groups above it; version 1 (`memory.oom_control`, the
 //! field `oom_kill`) in the victim's own alone. In version 1 a zombie is shown in the root group, whichever it was in;
 //! so the group of a worker is looked up when it has said hello, and once more at its death in version 2.

@@ -29,6 +29,9 @@ const END_OF_FILE_GRACE: Duration = Duration::from_millis(200);
 /// A dead worker's socket holds no more than its send buffer; whoever goes on writing is a grandchild.
 const LAST_WORDS: usize = 16 << 20;
 
+/// No worker has more to say before it was sent a call.
+const LONGEST_HELLO: usize = 64 << 10;
+
 pub(super) struct Connection {
     pub(super) process: Arc<Process>,
     socket: OwnedFd,
@@ -104,7 +107,7 @@ pub(super) enum Event {
 }
 
 impl Connection {
-    pub(super) fn new(child: Child, max_frame: usize) -> Self {
+    pub(super) fn new(child: Child) -> Self {
         let Child {
             process,
             socket,
@@ -116,7 +119,7 @@ impl Connection {
             socket,
             output,
             born,
-            reader: FrameReader::new(max_frame),
+            reader: FrameReader::new(LONGEST_HELLO),
             sent: VecDeque::new(),
             unwritten: 0,
             written: 0,

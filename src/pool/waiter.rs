@@ -76,7 +76,7 @@ impl Waiter {
 
     /// One worker's life, seen from here.
     fn tend(&self, child: Child) {
-        let mut worker = Connection::new(child, self.shared.settings.max_frame);
+        let mut worker = Connection::new(child);
         let end = match self.greet(&mut worker) {
             Ok(()) => self.serve(&mut worker),
             Err(end) => end,
@@ -166,6 +166,7 @@ impl Waiter {
             return Err(SpawnFailure::NotAWorker(what));
         }
         worker.pipelines = hello.pipeline > 1;
+        worker.reader.set_max_frame(self.shared.settings.max_frame);
         match &self.shared.settings.build {
             Some(ours) if *ours != hello.build => Err(SpawnFailure::BuildMismatch {
                 ours: ours.clone(),
@@ -212,11 +213,23 @@ impl Waiter {
                 break;
             }
         }
-        match worker.sent.is_empty() && !worker.reader.is_empty() {
-            true => Err(End::Broke(ProtocolError::new(
-                "it said more than its answer",
-            ))),
-            false => Ok(()),
+        self.check_silence(worker).map_err(End::Broke)
+    }
+
+    /// A worker that has nothing to do has nothing to say, but for notifications of a later version.
+    fn check_silence(&self, worker: &mut Connection) -> Result<(), ProtocolError> {
+        if !worker.sent.is_empty() {
+            return Ok(());
+        }
+        while let Some(frame) = worker.reader.next_frame()? {
+            match Message::parse(frame)? {
+                Message::Notification { .. } => {}
+                _ => return Err(ProtocolError::new("it said more than its answer")),
+            }
+        }
+        match worker.reader.is_empty() {
+            true => Ok(()),
+            false => Err(ProtocolError::new("it said more than its answer")),
         }
     }
 

@@ -395,6 +395,8 @@ pub fn message(source: &mut Source<'_>) -> Vec<u8> {
             protocol: source.number() as u32,
             max_frame: source.number(),
             memory_limit: source.flag().then(|| source.number()),
+            cpu_limit: source.flag().then(|| source.number()),
+            open_files: source.flag().then(|| source.number()),
         }
         .encode(),
         _ => WorkerHello {
@@ -402,6 +404,7 @@ pub fn message(source: &mut Source<'_>) -> Vec<u8> {
             language: source.text(),
             version: source.text(),
             build: source.text(),
+            pipeline: source.number(),
             ..WorkerHello::default()
         }
         .encode(),
