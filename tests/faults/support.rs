@@ -388,7 +388,6 @@ pub(crate) fn eventually_same(before: &Belongings) {
         std::thread::park_timeout(Duration::from_millis(1));
         now = Belongings::now();
     }
-    // What was seen equal counts: a moment later, another thread may have a file open again.
     assert_eq!(now, *before, "what there is, and what there was");
 }
 
