@@ -409,7 +409,6 @@ rows! {
 
     /// A pool is used in a forked child of its host.
     fn t3_a_pool_in_a_forked_child_fails_instead_of_hanging() {
-        // FAILS as long as a pool does not know that it was forked: its job waits for threads that are not there.
         let gate = Gate::new();
         comes_to_its_end(host("host_that_forks", &gate), &gate);
     }
