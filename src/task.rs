@@ -270,10 +270,14 @@ impl fmt::Display for DuplicateTask {
 
 impl std::error::Error for DuplicateTask {}
 
-/// An error that a task returned in its worker, and that could not travel as itself.
+/// An error that a task returned in its worker, and that could not travel as itself; or an exception that a Python function
+/// raised.
 ///
 /// It says what the error said there. An error type that implements `Serialize`, `Deserialize`, `Display` and `Debug`
-/// comes back as itself instead.
+/// comes back as itself instead. The [`Failure`](crate::Failure) around it goes by the names of its type and of the
+/// type's bases: `failure.check_name("builtins.ValueError")`, `failure.trap_name("builtins.Exception")?`.
+///
+/// `{}` is what the error says, in one go; `{:#}` is its whole story, for a person to read: Python's traceback.
 ///
 /// ```no_run
 /// #[errback::task]
@@ -296,8 +300,14 @@ pub struct RemoteError {
     pub message: String,
     /// What its causes say, the nearest first.
     pub chain: Vec<String>,
-    /// Where it came about, when that was recorded there.
+    /// Where it came about, when that was recorded there: Rust's backtrace, or Python's traceback with its causes.
     pub backtrace: Option<String>,
+    /// The full names of the type's bases, the nearest first: `builtins.Exception`. Rust's errors have none.
+    pub bases: Vec<String>,
+    /// What was added to the error on its way (`add_note` in Python).
+    pub notes: Vec<String>,
+    /// The members of a group of errors (`ExceptionGroup` in Python): 50 at the most, those of inner groups included.
+    pub exceptions: Vec<RemoteError>,
     /// The next cause, as an error of its own, so that `source()` leads along the chain.
     cause: Option<Box<RemoteCause>>,
 }
@@ -313,14 +323,35 @@ impl From<RemoteErrorBody> for RemoteError {
             message: body.message,
             chain: body.chain,
             backtrace: body.backtrace,
+            bases: body.bases,
+            notes: body.notes,
+            exceptions: body.exceptions.into_iter().map(Into::into).collect(),
             cause,
         }
     }
 }
 
+impl RemoteError {
+    /// The names of the error's type and of the type's bases, its own first.
+    pub fn type_names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.type_name)
+            .chain(&self.bases)
+            .map(String::as_str)
+    }
+}
+
 impl fmt::Display for RemoteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        match &self.backtrace {
+            // Python's traceback ends with the message; Rust's backtrace does not have it.
+            Some(story) if f.alternate() && story.contains(&self.message) => {
+                f.write_str(story.trim_end())
+            }
+            Some(story) if f.alternate() => write!(f, "{self}\n{}", story.trim_end()),
+            // `raise ValueError` says nothing but its name.
+            _ if self.message.is_empty() => f.write_str(&self.type_name),
+            _ => f.write_str(&self.message),
+        }
     }
 }
 
@@ -359,6 +390,37 @@ mod tests {
     static FIRST: TaskEntry = TaskEntry::new("first", run);
     static SECOND: TaskEntry = TaskEntry::new("demo::second", run);
     static FIRST_AGAIN: TaskEntry = TaskEntry::new("first", run);
+
+    #[test]
+    fn an_exception_has_its_names_its_members_and_its_story() {
+        let member = RemoteErrorBody::new(ErrorKind::Error, "builtins.KeyError", "'x'");
+        let body = RemoteErrorBody {
+            bases: vec!["builtins.Exception".into()],
+            notes: vec!["while counting".into()],
+            exceptions: vec![member],
+            backtrace: Some("Traceback (most recent call last):\nm.E: two\n".into()),
+            ..RemoteErrorBody::new(ErrorKind::Error, "m.E", "two")
+        };
+        let error = RemoteError::from(body);
+        let names: Vec<&str> = error.type_names().collect();
+        assert_eq!(names, ["m.E", "builtins.Exception"]);
+        assert_eq!(error.exceptions[0].type_name, "builtins.KeyError");
+        assert_eq!(error.to_string(), "two");
+        assert!(format!("{error:#}").ends_with("m.E: two"), "{error:#}");
+    }
+
+    #[test]
+    fn an_error_that_says_nothing_says_what_it_is() {
+        let error = |message: &str, story: &str| {
+            RemoteError::from(RemoteErrorBody {
+                backtrace: Some(story.into()),
+                ..RemoteErrorBody::new(ErrorKind::Error, "builtins.ValueError", message)
+            })
+        };
+        assert_eq!(error("", "").to_string(), "builtins.ValueError");
+        // Rust's backtraces do not end in the message.
+        assert_eq!(format!("{:#}", error("no", "0: main")), "no\n0: main");
+    }
 
     #[test]
     fn a_name_stands_for_one_task() {

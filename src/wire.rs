@@ -43,8 +43,11 @@ const READ_ROOM: usize = 64 * 1024;
 /// The longest string of an error, in bytes.
 const MAX_ERROR_TEXT: usize = 64 * 1024;
 
-/// The most causes of an error that travel.
+/// The most causes of an error that travel; its bases and its notes, too.
 const MAX_CHAIN: usize = 50;
+
+/// The most members of a group of errors that travel, those of inner groups included.
+const MAX_MEMBERS: usize = 50;
 
 /// A call as a frame, ready to be written: `[0, id, task, args]`.
 ///
@@ -819,6 +822,15 @@ pub struct RemoteErrorBody {
     /// The error itself as one MessagePack value, when it can be encoded.
     #[serde(with = "optional_bytes")]
     pub value: Option<Vec<u8>>,
+    /// The full names of the type's bases, the nearest first, where the language has such.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<String>,
+    /// What was added to the error on its way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The members of a group of errors.
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "members")]
+    pub exceptions: Vec<RemoteErrorBody>,
 }
 
 impl RemoteErrorBody {
@@ -838,13 +850,30 @@ impl RemoteErrorBody {
 
     /// The same with its texts cut to what may travel.
     fn bounded(self) -> RemoteErrorBody {
+        self.bounded_with(&mut { MAX_MEMBERS })
+    }
+
+    /// `members`: how many members of groups may still come.
+    fn bounded_with(self, members: &mut usize) -> RemoteErrorBody {
         let text = |text: String| cut(text, MAX_ERROR_TEXT);
+        let texts = |texts: Vec<String>| texts.into_iter().take(MAX_CHAIN).map(text).collect();
+        let mut exceptions = Vec::new();
+        for member in self.exceptions {
+            if *members == 0 {
+                break;
+            }
+            *members -= 1;
+            exceptions.push(member.bounded_with(members));
+        }
         RemoteErrorBody {
             type_name: text(self.type_name),
             message: text(self.message),
-            chain: self.chain.into_iter().take(MAX_CHAIN).map(text).collect(),
+            chain: texts(self.chain),
             backtrace: self.backtrace.map(text),
             location: self.location.map(text),
+            bases: texts(self.bases),
+            notes: texts(self.notes),
+            exceptions,
             ..self
         }
     }
@@ -910,6 +939,80 @@ pub enum ErrorKind {
     #[default]
     #[serde(other)]
     Error,
+}
+
+/// The members of a group of errors, which may be groups. Their number is counted over all levels while they are read: a
+/// stranger's error, nested as deep as a frame may nest, would otherwise take the stack of the thread that reads it.
+mod members {
+    use std::cell::Cell;
+    use std::fmt;
+
+    use serde::Serialize;
+    use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+    use serde::ser::Serializer;
+
+    use super::{MAX_MEMBERS, RemoteErrorBody};
+
+    thread_local! {
+        /// How many members may still come; `None` outside of every group.
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// The outermost group, whose end ends the count.
+    struct Outermost;
+
+    impl Drop for Outermost {
+        fn drop(&mut self) {
+            LEFT.set(None);
+        }
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        members: &[RemoteErrorBody],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        members.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<RemoteErrorBody>, D::Error> {
+        let _outermost = LEFT.get().is_none().then(|| {
+            LEFT.set(Some(MAX_MEMBERS));
+            Outermost
+        });
+        deserializer.deserialize_any(Members)
+    }
+
+    struct Members;
+
+    impl<'de> Visitor<'de> for Members {
+        type Value = Vec<RemoteErrorBody>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array of errors or nil")
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(left) = LEFT.get().and_then(|left| left.checked_sub(1)) {
+                LEFT.set(Some(left));
+                match members.next_element()? {
+                    Some(member) => all.push(member),
+                    None => {
+                        LEFT.set(Some(left + 1));
+                        return Ok(all);
+                    }
+                }
+            }
+            while members.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(all)
+        }
+    }
 }
 
 /// An optional byte string: binary when it is there.

@@ -295,6 +295,7 @@ fn example_error() -> RemoteErrorBody {
         backtrace: None,
         location: None,
         value: Some(vec![0x81, 0xa2, 0x62, 0x79, 5]),
+        ..RemoteErrorBody::default()
     }
 }
 
@@ -307,6 +308,80 @@ fn an_error_is_written_as_in_the_document() {
     let frame = example.unwrap().frame;
     let notification = wire::encode_notification("x", &(example_error(),), MAX_FRAME).unwrap();
     assert_eq!(notification[4 + 5..], frame[4 + 11..frame.len() - 1]);
+}
+
+/// The error that a frame's answer has.
+fn error_in(frame: &[u8]) -> RemoteErrorBody {
+    match Answer::parse(frame).expect("an answer").outcome {
+        Outcome::Error(error) => error,
+        Outcome::Value(_) => panic!("a value"),
+    }
+}
+
+/// The body of an answer with an error of so many groups, one in the other. Written from the inside, as the library's own
+/// encoder cuts it.
+fn nested_groups(groups: usize) -> Vec<u8> {
+    let mut frame = vec![0x94, 1, 7];
+    for _ in 0..groups {
+        frame.extend([0x81, 0xaa]);
+        frame.extend(b"exceptions");
+        frame.push(0x91);
+    }
+    frame.extend([0x80, 0xc0]);
+    frame
+}
+
+fn count(error: &RemoteErrorBody) -> usize {
+    error
+        .exceptions
+        .iter()
+        .map(|member| 1 + count(member))
+        .sum()
+}
+
+#[test]
+fn a_group_of_errors_has_fifty_members_at_the_most_on_all_levels_together() {
+    assert_eq!(count(&error_in(&nested_groups(3))), 3);
+    // As deep as a frame may nest: on the small stack of a thread.
+    assert_eq!(count(&error_in(&nested_groups(255))), 50);
+    let wide = |members: u8, inner: u8| {
+        let mut frame = vec![0x94, 1, 7, 0x81, 0xaa];
+        frame.extend(b"exceptions");
+        frame.extend([0xdc, 0, members]);
+        for _ in 0..members {
+            frame.extend([0x81, 0xaa]);
+            frame.extend(b"exceptions");
+            frame.extend([0xdc, 0, inner]);
+            frame.extend(vec![0x80; inner.into()]);
+        }
+        frame.push(0xc0);
+        count(&error_in(&frame))
+    };
+    assert_eq!(wide(3, 4), 15);
+    assert_eq!(wide(200, 0), 50);
+    assert_eq!(wide(7, 200), 50);
+    // One count for each error, not for all of them.
+    assert_eq!(wide(3, 4), 15);
+}
+
+#[test]
+fn what_groups_carry_goes_there_and_back() {
+    let error = RemoteErrorBody {
+        bases: vec!["builtins.Exception".into(); 60],
+        notes: vec!["n".repeat(70_000)],
+        exceptions: vec![example_error()],
+        ..example_error()
+    };
+    let bytes = wire::encode_notification("x", &(&error,), MAX_FRAME).unwrap();
+    let mut frame = vec![0x94, 1, 7];
+    frame.extend(&bytes[4 + 5..]);
+    frame.push(0xc0);
+    let read = error_in(&frame);
+    assert_eq!(read.exceptions, [example_error()]);
+    assert_eq!(read.bases.len(), 50);
+    assert!(read.notes[0].len() == 65_536 && read.notes[0].ends_with("cut here]"));
+    let none = b"\x94\x01\x07\x83\xa5bases\x90\xaaexceptions\xc0\xa5notes\x90\xc0";
+    assert_eq!(error_in(none), RemoteErrorBody::default());
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
