@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use errback_deferred::Failure;
 
+use crate::python::is_python_name;
 pub(crate) use crate::task::RemoteError;
 pub use crate::wire::{DecodeError, EncodeError, ProtocolError};
 
@@ -113,6 +114,8 @@ impl fmt::Display for TimedOut {
 }
 
 impl Error for TimedOut {}
+/// The status of a program that cannot be a worker as it is, and says so itself.
+const CANNOT_BE_A_WORKER: i32 = 78;
 
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -241,6 +244,8 @@ pub struct SpawnFailed {
     pub reason: SpawnFailure,
     /// The last 16 KiB that the child wrote to its standard error.
     pub stderr: String,
+    /// Whether a Python worker was to become of it, for the advice.
+    pub(crate) python: bool,
 }
 
 /// What can go wrong when a worker is started.
@@ -292,16 +297,28 @@ impl SpawnFailure {
                 [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied].contains(&why.kind())
                     || why.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
             }
-            SpawnFailure::Ended(_) | SpawnFailure::Initializer(_) => false,
+            SpawnFailure::Initializer(_) => false,
+            // The child's own word for it (docs/protocol.md, End).
+            SpawnFailure::Ended(exit) => exit.status() == Some(CANNOT_BE_A_WORKER),
             SpawnFailure::Silent(_)
             | SpawnFailure::NotAWorker(_)
             | SpawnFailure::BuildMismatch { .. } => true,
         }
     }
 
-    /// What the reader may do about it.
-    fn advice(&self) -> Option<&'static str> {
+    /// What the reader may do about it, when it is not in what the child said.
+    fn advice(&self, python: bool) -> Option<&'static str> {
         match self {
+            SpawnFailure::Ended(Exit::Status(CANNOT_BE_A_WORKER)) => None,
+            SpawnFailure::Refused(why) if python && why.kind() == io::ErrorKind::NotFound => Some(
+                "install Python 3.9 or later, or say with Builder::python_interpreter or python_venv where it is",
+            ),
+            SpawnFailure::Ended(_) | SpawnFailure::NotAWorker(_) if python => {
+                Some("check that its modules can be imported in a plain interpreter")
+            }
+            SpawnFailure::Silent(_) if python => {
+                Some("check that its modules are imported in less than the builder's boot_deadline")
+            }
             SpawnFailure::Refused(why) => match why.kind() {
                 io::ErrorKind::NotFound => {
                     Some("check the command that was given to the pool's builder")
@@ -328,12 +345,13 @@ impl fmt::Display for SpawnFailed {
             attempts,
             reason,
             stderr,
+            python,
         } = self;
         write!(
             f,
             "no worker could be started from {program} ({attempts} attempts): {reason}"
         )?;
-        if let Some(advice) = reason.advice() {
+        if let Some(advice) = reason.advice(*python) {
             write!(f, "; {advice}")?;
         }
         write_last_words(f, stderr)
@@ -496,15 +514,29 @@ pub struct UnknownTask {
     pub task: String,
     /// What the worker said.
     pub message: String,
+    /// Whether it is the worker of a Python pool, for the advice.
+    pub(crate) python: bool,
 }
 
 impl fmt::Display for UnknownTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the worker knows no task {}: write #[errback::task] above it, and name it in run_if_worker where that is used ({})",
-            self.task, self.message
-        )
+        let UnknownTask { task, message, .. } = self;
+        write!(f, "the worker knows no task {task}")?;
+        match (is_python_name(task), self.python) {
+            (true, false) => write!(
+                f,
+                ": that is a Python function, and this pool's workers are not Python's; give it to one of Builder::python ({message})"
+            ),
+            (false, true) => write!(
+                f,
+                ": that is a Rust function, and this pool's workers are Python's; give it to another pool ({message})"
+            ),
+            (false, false) => write!(
+                f,
+                ": write #[errback::task] above it, and name it in run_if_worker where that is used ({message})"
+            ),
+            (true, true) => write!(f, ": {message}"),
+        }
     }
 }
 
@@ -574,6 +606,8 @@ pub enum BuildError {
     DuplicateTask(String),
     /// The arguments of the initializer cannot be encoded.
     Initializer(EncodeError),
+    /// The builder's options do not fit together, or one of them is not what it should be.
+    Options(String),
     /// The operating system refused a thread or a descriptor.
     Refused(io::Error),
 }
@@ -589,7 +623,7 @@ impl fmt::Display for BuildError {
                 write!(f, "this process is a worker of a pool {depth} deep: pools inside of jobs may not go deeper")
             }
             BuildError::Initializer(why) => write!(f, "the initializer's arguments: {why}"),
-            BuildError::DuplicateTask(message) => f.write_str(message),
+            BuildError::DuplicateTask(message) | BuildError::Options(message) => f.write_str(message),
             BuildError::Refused(why) => write!(f, "the pool could not be made: {why}"),
         }
     }
@@ -701,8 +735,24 @@ mod tests {
             attempts: 1,
             reason,
             stderr: String::new(),
+            python: false,
         };
         assert!(failed.to_string().contains("check the command"), "{failed}");
         assert!(failed.source().is_some());
+        let failed = SpawnFailed {
+            python: true,
+            ..failed
+        };
+        assert!(failed.to_string().contains("python_venv"), "{failed}");
+    }
+
+    #[test]
+    fn a_program_that_says_that_it_cannot_be_a_worker_is_not_started_again() {
+        let ended = |status| SpawnFailure::Ended(Exit::Status(status));
+        assert!(ended(78).is_hopeless() && !ended(1).is_hopeless());
+        // It has said why.
+        assert_eq!(ended(78).advice(false), None);
+        let advice = ended(1).advice(true).expect("an advice");
+        assert!(!advice.contains("run_if_worker"), "{advice}");
     }
 }

@@ -35,7 +35,7 @@
 //! | `deferLater`, `LoopingCall`, `Cooperator`, `Clock` | [`defer_later`], and the same names |
 //! | `reactor.run`, `callLater`, `callFromThread`, `deferToThread` | methods of [`Reactor`] |
 //! | `task.react` | [`react`] |
-//! | `deferToProcess` (the 2009 package), ampoule | [`defer_to_process`], [`Pool`] |
+//! | `deferToProcess` (the 2009 package), ampoule | [`defer_to_process`], [`Pool`]; for functions that stay in Python, [`python`] |
 //! | trial's `successResultOf`, `failureResultOf`, `flushLoggedErrors` | [`testing`] |
 //!
 //! Differences from Twisted are on one page, `docs/deviations.md`; who runs where and what must always hold is in
@@ -45,6 +45,11 @@
 //!
 //! A [`Pool`] needs no event loop: [`Pool::apply_async`] gives a result to wait for, or to await. With another event loop,
 //! implement [`ReactorCore`] for it and call [`defer_to_process_pool`].
+//!
+//! # Functions in Python
+//!
+//! They can stay there: [`python`] names them, and [`Builder::python`] makes a pool of workers that run them, each with an
+//! interpreter lock of its own. How to port a program step by step is in `docs/python-workers.md`.
 
 // The life of a job, hop by hop: the call,
 mod defer_to_process;
@@ -55,6 +60,9 @@ mod pool;
 // what both sides agree a job is, and the bytes,
 pub mod task;
 pub mod wire;
+
+// functions that stay in Python,
+mod python;
 
 // the worker's side, and the hook that runs it before `main`: the one module with `unsafe`.
 #[allow(unsafe_code)]
@@ -83,6 +91,7 @@ pub use error::{
 pub use filesystem_lock::{AlreadyTryingToLock, DeferredFilesystemLock};
 pub use map::{AsCompleted, Map, MapItem, map_to_process};
 pub use pool::{Breaker, Builder, Histogram, Pool, Room, Stats, WhenFull};
+pub use python::{NotAPythonName, PythonTask, python};
 pub use task::{DuplicateTask, Limited, Limits, RemoteError, Task};
 
 #[doc(inline)]

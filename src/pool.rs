@@ -10,6 +10,7 @@
 //! - `supervisor`, `child`, `breaker`: the one thread that starts workers, and how they are started, killed and paced;
 //! - `cgroup`: whether the kernel killed one for its memory;
 //! - `histogram`: how long jobs take, for the statistics;
+//! - `python`: workers in Python, and how they get our package;
 //! - `output`: what workers print; `size`: how many there are; `builder`: how it is all asked for.
 //!
 //! Threads: the supervisor, one waiter for each worker, one for output. All are the pool's own and are named.
@@ -28,6 +29,7 @@ mod histogram;
 mod job;
 mod output;
 mod pace;
+mod python;
 mod size;
 mod state;
 mod supervisor;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::child::{Launch, Program};
+use super::python::{self, PythonOptions};
 use super::size::default_size;
 use super::typed::Initializer;
 use super::{Pool, Settings, WhenFull};
@@ -32,6 +33,7 @@ pub struct Builder {
     size: Option<usize>,
     backlog: usize,
     command: Option<(OsString, Vec<OsString>)>,
+    pub(super) python: PythonOptions,
     environment: Vec<(OsString, Option<OsString>)>,
     clear_environment: bool,
     directory: Option<PathBuf>,
@@ -58,6 +60,7 @@ impl Builder {
             size: None,
             backlog: 10_000_000,
             command: None,
+            python: PythonOptions::default(),
             environment: Vec::new(),
             clear_environment: false,
             directory: None,
@@ -270,7 +273,7 @@ impl Builder {
     /// # Errors
     /// A size of 0; a process that is itself a worker which nothing took up, or a worker too many pools deep (so that a
     /// program which starts itself never does so without end); two tasks of one name; arguments of an initializer that cannot
-    /// be encoded; no thread or descriptor to be had.
+    /// be encoded; options that do not fit together; no thread or descriptor to be had.
     pub fn build(self) -> Result<Pool, BuildError> {
         check_process()?;
         let size = self.size.unwrap_or_else(default_size);
@@ -286,8 +289,9 @@ impl Builder {
             open_files: self.open_files_limit,
             ..HostHello::default()
         };
+        let program = python::program(self.python, self.command)?;
         // Another program is another build by nature.
-        let build = self.command.is_none().then(worker::build_id);
+        let build = matches!(program, Program::Own).then(worker::build_id);
         let settings = Settings {
             name: self.name,
             size,
@@ -309,9 +313,7 @@ impl Builder {
             hello: hello.encode(),
             build,
             launch: Launch {
-                program: self.command.map_or(Program::Own, |(program, arguments)| {
-                    Program::Command { program, arguments }
-                }),
+                program,
                 environment: self.environment,
                 clear_environment: self.clear_environment,
                 directory: self.directory,

@@ -30,8 +30,9 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::output::WorkerOutput;
+use super::python::PythonProgram;
 use super::wakeup::{self, Wakeup};
-use crate::error::{Exit, Usage};
+use crate::error::{Exit, SpawnFailed, SpawnFailure, Usage};
 use crate::hook::{self, Collected, Ending};
 use crate::worker;
 
@@ -51,6 +52,8 @@ pub(super) enum Program {
         program: OsString,
         arguments: Vec<OsString>,
     },
+    /// An interpreter, which gets our package from us.
+    Python(PythonProgram),
 }
 
 /// A worker process that has just been started, and all of the host's ends of what connects the two.
@@ -87,7 +90,23 @@ impl Launch {
                     .map(|word| word.to_string_lossy());
                 format!("`{}`", words.collect::<Vec<_>>().join(" "))
             }
+            Program::Python(python) => python.name(),
         }
+    }
+
+    /// What is to be said of a start that failed.
+    pub(super) fn failure(&self, reason: SpawnFailure, stderr: String) -> SpawnFailed {
+        SpawnFailed {
+            program: self.name(),
+            attempts: 0,
+            reason,
+            stderr,
+            python: self.is_python(),
+        }
+    }
+
+    pub(super) fn is_python(&self) -> bool {
+        matches!(self.program, Program::Python(_))
     }
 
     /// Starts a worker. `hello` is in its socket before it is born, so that it need not wait for us.
@@ -144,7 +163,10 @@ impl Launch {
             command.current_dir(directory);
         }
         // After the user's environment: the mark is ours.
-        if let Program::Command { .. } = self.program {
+        if let Program::Python(python) = &self.program {
+            python.extend_environment(&mut command, !self.clear_environment);
+        }
+        if !matches!(self.program, Program::Own) {
             let (name, value) = worker::start_environment(std::process::id());
             command.env(name, value);
         }
@@ -171,6 +193,7 @@ impl Program {
                 command.args(arguments);
                 command
             }
+            Program::Python(python) => python.command(),
         }
     }
 }

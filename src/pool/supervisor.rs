@@ -38,7 +38,7 @@ use super::job::{Job, Verdict, WorkerId};
 use super::state::{Phase, Place, Stage, State};
 use super::waiter::Waiter;
 use super::{Shared, poll, thread_name};
-use crate::error::{PoolClosed, SpawnFailed, SpawnFailure};
+use crate::error::{PoolClosed, SpawnFailure};
 
 /// How often a child that cannot be watched is asked for.
 const ORPHANS: Duration = Duration::from_millis(50);
@@ -272,13 +272,8 @@ impl Supervisor {
 
     fn note_failure(&self, id: WorkerId, why: io::Error) {
         let reason = SpawnFailure::Refused(Arc::new(why));
-        let program = self.shared.settings.launch.name();
-        let failed = SpawnFailed {
-            program,
-            attempts: 0,
-            reason,
-            stderr: String::new(),
-        };
+        let launch = &self.shared.settings.launch;
+        let failed = launch.failure(reason, String::new());
         let mut state = self.shared.state.lock();
         let place = state.place(id);
         (place.process, place.stage) = (None, Stage::Vacant);

@@ -23,32 +23,40 @@ impl<T, S: FnOnce(Result<T, Failure>) + Send + 'static> Sink<T> for S {}
 
 /// A call of a task, encoded, whose result is a `T`; it only lacks what is to be done with that.
 pub(crate) struct Encoded<T> {
-    task: &'static str,
+    called: Called,
     limits: Limits,
     frame: Vec<u8>,
     /// Of how many items it is a chunk.
     items: Option<usize>,
-    decode: fn(&'static str, usize, Outcome<'_>) -> Result<T, Failure>,
+    decode: fn(Called, usize, Outcome<'_>) -> Result<T, Failure>,
+}
+
+/// What was called where, for the failures.
+#[derive(Clone, Copy)]
+struct Called {
+    task: &'static str,
+    /// Whether the pool's workers are Python's.
+    python: bool,
 }
 
 impl<T: 'static> Encoded<T> {
     /// The job that hands its result to `sink`.
     fn job(self, failed: Arc<AtomicU64>, sink: impl Sink<T>) -> Job {
         let Encoded {
-            task,
+            called,
             limits,
             frame,
             items,
             decode,
         } = self;
         let finish = move |outcome: Outcome<'_>| {
-            let result = decode(task, items.unwrap_or(1), outcome);
+            let result = decode(called, items.unwrap_or(1), outcome);
             if result.is_err() {
                 failed.fetch_add(1, Ordering::Relaxed);
             }
             sink(result);
         };
-        Job::new(task, frame, items.is_some(), Box::new(finish)).with_limits(limits)
+        Job::new(called.task, frame, items.is_some(), Box::new(finish)).with_limits(limits)
     }
 }
 
@@ -73,11 +81,11 @@ impl Pool {
         let name = task.name();
         let frame = wire::encode_call(0, name, args, self.shared().settings.max_frame)?;
         Ok(Encoded {
-            task: name,
+            called: self.called(name),
             limits: task.limits(),
             frame,
             items: None,
-            decode: |task, _, outcome| decode::<F>(task, outcome),
+            decode: |called, _, outcome| decode::<F>(called, outcome),
         })
     }
 
@@ -91,12 +99,17 @@ impl Pool {
         let name = task.name();
         let frame = wire::encode_chunk(0, name, chunk, self.shared().settings.max_frame)?;
         Ok(Encoded {
-            task: name,
+            called: self.called(name),
             limits: task.limits(),
             frame,
             items: Some(chunk.len()),
             decode: decode_chunk::<F>,
         })
+    }
+
+    fn called(&self, task: &'static str) -> Called {
+        let python = self.shared().settings.launch.is_python();
+        Called { task, python }
     }
 
     /// Submits a call, whose result goes to `sink`; one that is refused fails right here.
@@ -123,7 +136,7 @@ impl Pool {
 pub(super) struct Initializer {
     task: &'static str,
     frame: Vec<u8>,
-    failure: fn(&'static str, RemoteErrorBody) -> Failure,
+    failure: fn(Called, RemoteErrorBody) -> Failure,
 }
 
 impl Initializer {
@@ -132,7 +145,7 @@ impl Initializer {
         Ok(Initializer {
             task: task.name(),
             frame: wire::encode_call(0, task.name(), args, wire::MAX_FRAME)?,
-            failure: |task, body| decode_failure::<F>(task, body),
+            failure: |called, body| decode_failure::<F>(called, body),
         })
     }
 
@@ -152,10 +165,11 @@ impl Initializer {
     }
 
     /// Why the worker is not ready, if it is not.
-    pub(super) fn failure(&self, outcome: wire::Outcome<'_>) -> Option<Failure> {
+    pub(super) fn failure(&self, outcome: wire::Outcome<'_>, python: bool) -> Option<Failure> {
+        let task = self.task;
         match outcome {
             wire::Outcome::Value(_) => None,
-            wire::Outcome::Error(body) => Some((self.failure)(self.task, body)),
+            wire::Outcome::Error(body) => Some((self.failure)(Called { task, python }, body)),
         }
     }
 }
@@ -167,46 +181,48 @@ impl fmt::Debug for Initializer {
 }
 
 /// The result that an outcome stands for. `decode_result` catches what a result's own `Deserialize` may do.
-fn decode<F: Task>(task: &'static str, outcome: Outcome<'_>) -> Result<F::Output, Failure> {
+fn decode<F: Task>(called: Called, outcome: Outcome<'_>) -> Result<F::Output, Failure> {
     match outcome {
         Outcome::Answer(wire::Outcome::Value(bytes)) => Ok(F::decode_result(bytes)?),
-        Outcome::Answer(wire::Outcome::Error(body)) => Err(decode_failure::<F>(task, body)),
+        Outcome::Answer(wire::Outcome::Error(body)) => Err(decode_failure::<F>(called, body)),
         Outcome::Failed(failure) => Err(failure),
     }
 }
 
 /// The results that the outcome of a chunk stands for: its own failure is that of each item.
 fn decode_chunk<F: Task>(
-    task: &'static str,
+    called: Called,
     items: usize,
     outcome: Outcome<'_>,
 ) -> Result<Results<F>, Failure> {
     let whole = match outcome {
-        Outcome::Answer(wire::Outcome::Value(bytes)) => match decode_items::<F>(task, items, bytes)
-        {
-            Ok(results) => return Ok(results),
-            Err(error) => error.into(),
-        },
-        Outcome::Answer(wire::Outcome::Error(body)) => decode_failure::<F>(task, body),
+        Outcome::Answer(wire::Outcome::Value(bytes)) => {
+            match decode_items::<F>(called, items, bytes) {
+                Ok(results) => return Ok(results),
+                Err(error) => error.into(),
+            }
+        }
+        Outcome::Answer(wire::Outcome::Error(body)) => decode_failure::<F>(called, body),
         Outcome::Failed(failure) => failure,
     };
     Ok((0..items).map(|_| Err(whole.clone())).collect())
 }
 
 fn decode_items<F: Task>(
-    task: &'static str,
+    called: Called,
     items: usize,
     bytes: &[u8],
 ) -> Result<Results<F>, ProtocolError> {
     Ok(wire::parse_chunk_results(bytes, items)?
         .into_iter()
-        .map(|outcome| decode::<F>(task, Outcome::Answer(outcome)))
+        .map(|outcome| decode::<F>(called, Outcome::Answer(outcome)))
         .collect())
 }
 
 /// The failure that a worker's error stands for.
-fn decode_failure<F: Task>(task: &str, body: RemoteErrorBody) -> Failure {
-    let task = task.to_string();
+fn decode_failure<F: Task>(called: Called, body: RemoteErrorBody) -> Failure {
+    let task = called.task.to_string();
+    let python = called.python;
     let RemoteErrorBody {
         message,
         location,
@@ -221,7 +237,12 @@ fn decode_failure<F: Task>(task: &str, body: RemoteErrorBody) -> Failure {
             backtrace,
         }
         .into(),
-        ErrorKind::UnknownTask => UnknownTask { task, message }.into(),
+        ErrorKind::UnknownTask => UnknownTask {
+            task,
+            message,
+            python,
+        }
+        .into(),
         ErrorKind::DecodeArgs => NotSerialisable {
             task,
             result: false,
@@ -248,8 +269,8 @@ fn task_error<F: Task>(body: RemoteErrorBody) -> Failure {
     let error = F::decode_error(body);
     match error.downcast::<RemoteError>() {
         Ok(remote) => {
-            let name = remote.type_name.clone();
-            Failure::with_type_names(remote, [name])
+            let names: Vec<String> = remote.type_names().map(str::to_owned).collect();
+            Failure::with_type_names(remote, names)
         }
         Err(error) => error.into(),
     }

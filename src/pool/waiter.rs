@@ -124,7 +124,8 @@ impl Waiter {
             match worker.wait(Some(deadline)) {
                 Event::Frame => match worker.next_answer() {
                     Ok(Some((_, answer))) => {
-                        let why = initializer.failure(answer.outcome);
+                        let why = initializer
+                            .failure(answer.outcome, self.shared.settings.launch.is_python());
                         worker.answered = 0;
                         worker.process.take_count();
                         return match why {
@@ -400,13 +401,8 @@ impl Waiter {
             End::Died | End::Broke(_) if young => SpawnFailure::Ended(death.exit),
             End::Died | End::Broke(_) => return None,
         };
-        let program = self.shared.settings.launch.name();
-        Some(SpawnFailed {
-            program,
-            attempts: 0,
-            reason,
-            stderr: death.stderr.clone(),
-        })
+        let launch = &self.shared.settings.launch;
+        Some(launch.failure(reason, death.stderr.clone()))
     }
 
     /// Finishes the jobs whose answers had been sent before the death.
