@@ -1,0 +1,1 @@
+raise RuntimeError("the library is not there")
