@@ -21,6 +21,7 @@ mod deaths;
 mod descriptors;
 mod exceptions;
 mod hosts;
+mod limits;
 mod shutdown;
 mod starts;
 mod values;

@@ -267,3 +267,20 @@ class Counter:
     @staticmethod
     def double(n):
         return 2 * n
+
+
+def remember(value):
+    _remembered.append(value)
+
+
+def remembered():
+    return _remembered
+
+
+_remembered = []
+
+
+def keep(size):
+    """Memory that is used and never let go of."""
+    _kept.append(b"x" * size)
+    return os.getpid()

@@ -1,0 +1,102 @@
+//! S1, C5, R1, R4, R5: timeouts, requests to stop, initializers, and workers that are replaced in time.
+
+use std::time::Duration;
+
+use errback::{PythonTask, RemoteError, SpawnFailed, SpawnFailure, Task, TimedOut, python};
+use rustix::process::Signal;
+
+use crate::suite::rows;
+use crate::support::{Belongings, Invariant, close, failure_of, is_alive, value};
+use crate::tasks::*;
+
+fn invariant() -> Invariant {
+    let before = Belongings::now();
+    Invariant::of(pool(2), before)
+}
+
+/// Long enough for a job to begin, also on a busy machine.
+const LIMIT: Duration = Duration::from_secs(2);
+
+rows! {
+    fn s1_a_job_whose_worker_is_stopped_times_out() {
+        let mut invariant = invariant().with_bystander();
+        let victim = invariant.pool.apply_async(sleep.timeout(LIMIT), (invariant.gate.path.clone(),));
+        let held = invariant.gate.held();
+        held.kill(Signal::STOP);
+        invariant.queue();
+        let late = failure_of::<TimedOut, _>(victim);
+        assert_eq!(late.pid, Some(held.pid), "{late}");
+        drop(held);
+        invariant.check();
+    }
+
+    fn c5_a_job_that_takes_too_long_is_asked_to_stop_and_its_worker_stays() {
+        for task in [sleep, spin] {
+            let mut invariant = invariant().with_bystander();
+            let victim = invariant.pool.apply_async(task.timeout(LIMIT), (invariant.gate.path.clone(),));
+            let held = invariant.gate.held();
+            invariant.queue();
+            let late = failure_of::<TimedOut, _>(victim);
+            assert!(late.pid.is_none() && !late.queued, "{late:?}");
+            assert!(is_alive(held.pid));
+            drop(held);
+            invariant.check();
+        }
+    }
+
+    fn c5_a_job_that_does_not_stop_is_killed_whatever_it_holds() {
+        for task in [hold_the_gil, compute_with_the_gil, ignore_everything] {
+            let mut invariant = invariant().with_bystander();
+            let victim = invariant.pool.apply_async(task.timeout(LIMIT), (invariant.gate.path.clone(),));
+            let held = invariant.gate.held();
+            invariant.queue();
+            assert_eq!(failure_of::<TimedOut, _>(victim).pid, Some(held.pid));
+            drop(held);
+            invariant.check();
+        }
+    }
+
+    fn r1_an_initializer_that_raises_is_told_with_its_exception() {
+        let before = Belongings::now();
+        let builder = builder().initializer(python::<(String,), ()>("faulty:raise_key_error"), ("k".into(),));
+        let pool = builder.size(2).build().expect("a pool");
+        let failed = failure_of::<SpawnFailed, _>(pool.apply_async(add, (1, 1)));
+        let SpawnFailure::Initializer(why) = &failed.reason else {
+            panic!("{failed:?}");
+        };
+        assert!(why.check_name("builtins.KeyError"), "{why:?}");
+        assert_eq!(why.check::<RemoteError>().expect("an exception").message, "'k'");
+        close(pool, &before);
+    }
+
+    fn r1_each_worker_is_initialized_before_its_jobs() {
+        let remember: PythonTask<(u32,), ()> = python("faulty:remember");
+        let remembered: PythonTask<(), Vec<u32>> = python("faulty:remembered");
+        let pool = builder().initializer(remember, (7,)).max_jobs_per_worker(1).size(2).build().expect("a pool");
+        let jobs: Vec<_> = (0..6).map(|_| pool.apply_async(remembered, ())).collect();
+        jobs.into_iter().for_each(|job| assert_eq!(value(job), [7]));
+        assert!(pool.stats().spawned >= 6, "{:?}", pool.stats());
+    }
+
+    fn r4_workers_that_are_replaced_lose_no_job() {
+        for (jobs, size) in [(1, 2), (3, 1)] {
+            let before = Belongings::now();
+            let pool = builder().max_jobs_per_worker(jobs).size(size).build().expect("a pool");
+            let sums: Vec<_> = (0..20).map(|n| pool.apply_async(add, (n, 1))).collect();
+            assert_eq!(sums.into_iter().map(value).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+            assert!(pool.stats().recycled > 0 && pool.stats().died == 0, "{:?}", pool.stats());
+            close(pool, &before);
+        }
+    }
+
+    fn r5_a_worker_that_has_grown_too_large_is_replaced_after_its_job() {
+        let before = Belongings::now();
+        let pool = builder().max_worker_memory(200 << 20).size(1).build().expect("a pool");
+        let keep: PythonTask<(u64,), u32> = python("faulty:keep");
+        let first = value(pool.apply_async(keep, (1 << 20,)));
+        assert_eq!(value(pool.apply_async(keep, (300 << 20,))), first);
+        assert_ne!(value(pool.apply_async(keep, (1,))), first, "another worker");
+        assert_eq!(pool.stats().recycled, 1);
+        close(pool, &before);
+    }
+}
