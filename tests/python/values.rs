@@ -61,13 +61,13 @@ fn rows_of_the_document() -> Vec<(String, String)> {
         .nth(1)
         .expect("the table");
     let table = table.split("\n\n").next().expect("its end");
-    let cell = |cell: &str| cell.trim().trim_matches('`').to_string();
-    let rows = table.lines().filter(|line| line.starts_with("| `"));
-    rows.map(|row| {
-        let cells: Vec<&str> = row.split('|').collect();
-        (cell(cells[2]), cell(cells[3]))
-    })
-    .collect()
+    let cell = |cell: &str| cell.trim_matches('`').to_string();
+    let rows = table.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let is_value = cells.get(2)?.starts_with('`');
+        is_value.then(|| (cell(cells[2]), cell(cells[3])))
+    });
+    rows.collect()
 }
 
 rows! {
