@@ -347,7 +347,9 @@ impl fmt::Display for RemoteError {
             Some(story) if f.alternate() && story.contains(&self.message) => {
                 f.write_str(story.trim_end())
             }
-            Some(story) if f.alternate() => write!(f, "{self}\n{}", story.trim_end()),
+            Some(story) if f.alternate() => {
+                write!(f, "{}\n{}", self.message, story.trim_end())
+            }
             // `raise ValueError` says nothing but its name.
             _ if self.message.is_empty() => f.write_str(&self.type_name),
             _ => f.write_str(&self.message),

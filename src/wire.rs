@@ -684,6 +684,7 @@ impl<'a> Answer<'a> {
 }
 
 /// A value or an error.
+#[allow(clippy::large_enum_variant)] // it is looked at where it was made, and not kept
 #[derive(Debug)]
 pub enum Outcome<'a> {
     /// The result, one MessagePack value that has been found well-formed; [`decode_value`] makes it a Rust one.

@@ -42,6 +42,16 @@ const NEVER: &[(&[&str], &[&str])] = &[
         ],
     ),
     (
+        &["src/python"],
+        &[
+            "errback_deferred",
+            "errback_reactor",
+            "std::process",
+            "crate::pool",
+            "mio::",
+        ],
+    ),
+    (
         &["src/worker", "src/hook"],
         &[
             "errback_deferred",

@@ -14,6 +14,7 @@ use crate::wire;
 
 /// What a job ends with: the worker's answer, still in bytes and borrowed from the connection, or the reason why there
 /// is none.
+#[allow(clippy::large_enum_variant)] // as `wire::Outcome`
 pub(crate) enum Outcome<'a> {
     Answer(wire::Outcome<'a>),
     Failed(Failure),
