@@ -178,11 +178,12 @@ impl<T> AsyncResult<T> {
         }
     }
 
-    /// Asks for the job not to be done. One that waits is taken out; one that runs is killed with its worker, which is
-    /// replaced; one that is done stays as it is. Returns at once.
+    /// Asks for the job not to be done. One that waits is taken out; one that runs is asked to stop
+    /// ([`cancel_requested`](crate::worker::cancel_requested)), and after a [grace](crate::Builder::cancel_grace) killed with
+    /// its worker, which is replaced; one that is done stays as it is. Returns at once.
     ///
-    /// The result then is a [`CancelledError`](crate::CancelledError), and comes when the killed process is gone, unless
-    /// the answer was faster.
+    /// The result then is a [`CancelledError`](crate::CancelledError), and comes when the job has stopped or the killed process
+    /// is gone, unless the answer was faster.
     pub fn cancel(&self) {
         self.job.iter().for_each(JobHandle::cancel);
     }

@@ -53,8 +53,11 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// reactor stops, jobs that wait fail with [`PoolClosed`](crate::PoolClosed) at once, jobs that run have two seconds and are then killed and
 /// fail with the same, and `run` returns when all their Deferreds have fired.
 ///
-/// Cancelling the Deferred takes the job out if it waits; if it runs, its worker is killed (and replaced), and the Deferred
-/// fails with [`CancelledError`](crate::CancelledError). Dropping the Deferred changes nothing for the job.
+/// Cancelling the Deferred takes the job out if it waits. If it runs, it is asked to stop
+/// ([`cancel_requested`](crate::worker::cancel_requested)), and after a [grace](crate::Builder::cancel_grace) its worker is
+/// killed, and replaced. The Deferred fails with [`CancelledError`](crate::CancelledError) when the job has stopped or its
+/// process is gone. Dropping the Deferred changes nothing for the job. For a limit of its time see
+/// [`Task::timeout`] and [`Task::expires`].
 ///
 /// # Errors
 /// On the Deferred, never by a panic: what the task returned as `Err`, or one of those of [`Pool::apply_async`], or a

@@ -89,7 +89,7 @@ pub(crate) use typed::{Encoded, Results};
 /// ```
 ///
 /// Workers are started when there are jobs for them, one after another up to the pool's size, and stay. One that dies is
-/// replaced.
+/// replaced. The [`Builder`] can have it otherwise, and has more to ask for: an initializer, limits, recycling.
 ///
 /// A process that this one forks (by `fork`, without running another program) has the handle, but not the pool: jobs fail
 /// there with [`ForkedHost`](crate::ForkedHost), results that were not there at the fork too, and all else does nothing. A
@@ -315,8 +315,8 @@ impl Pool {
     ///
     /// # Errors
     /// In the result: what the task returned as `Err`, or [`WorkerDied`](crate::WorkerDied),
-    /// [`JobPanicked`](crate::JobPanicked), [`SpawnFailed`], [`PoolClosed`], [`Overloaded`], or an
-    /// [`EncodeError`](crate::EncodeError) or [`DecodeError`](crate::DecodeError).
+    /// [`JobPanicked`](crate::JobPanicked), [`TimedOut`], [`SpawnFailed`], [`PoolClosed`], [`Overloaded`], [`ForkedHost`], or
+    /// an [`EncodeError`](crate::EncodeError) or [`DecodeError`](crate::DecodeError).
     pub fn apply_async<F: Task>(&self, task: F, args: F::Args) -> AsyncResult<F::Output> {
         AsyncResult::submit(self, task, &args)
     }
@@ -644,12 +644,7 @@ impl Shared {
             return;
         }
         let mut state = self.state.lock();
-        state.phase.close(order);
-        if order.drop_queued {
-            let jobs = state.backlog.drain();
-            state.counts.finished += jobs.len() as u64;
-            state.doomed.extend(jobs);
-        }
+        state.close(order);
         self.rouse(&state);
         self.admit(state);
         self.supervisor.wake();
@@ -1025,8 +1020,8 @@ impl Shared {
 }
 
 impl JobHandle {
-    /// A job that waits is taken out and fails now; one that runs is killed with its worker, and fails when that is dead
-    /// and collected; one that is done stays as it is. Never blocks.
+    /// A job that waits is taken out and fails now; one that runs is asked to stop, and after a grace is killed with its
+    /// worker, and fails when it has stopped or that is dead and collected; one that is done stays as it is. Never blocks.
     pub(crate) fn cancel(&self) {
         if let Some(shared) = self.shared.upgrade() {
             shared.cancel(self.key);

@@ -335,6 +335,16 @@ impl State {
         self.in_line.drain(..admitted).collect()
     }
 
+    /// Goes on towards the end.
+    pub(super) fn close(&mut self, order: Closing) {
+        self.phase.close(order);
+        if self.phase.drops_queued() {
+            let jobs = self.backlog.drain();
+            self.counts.finished += jobs.len() as u64;
+            self.doomed.extend(jobs);
+        }
+    }
+
     /// Counts a job that ends by a verdict.
     pub(super) fn note_verdict(&mut self, verdict: Verdict) {
         match verdict {
@@ -397,8 +407,8 @@ impl Phase {
         }
     }
 
-    /// Goes on towards the end. A second order can only make it come sooner.
-    pub(super) fn close(&mut self, order: Closing) {
+    /// A second order can only make the end come sooner.
+    fn close(&mut self, order: Closing) {
         *self = match *self {
             Phase::Open => Phase::Closing(order),
             Phase::Closing(before) => Phase::Closing(Closing {

@@ -8,20 +8,36 @@
 //! when several things happen at once, and there is no queue of commands to keep in step.
 //!
 //! # The end of a pool
-//! 1. Whoever closes it sets the phase, under the lock: from there on submits are refused. Jobs that are to be dropped are
-//!    set aside in the same critical section. Idle waiters are roused; the supervisor is woken. That never blocks.
-//! 2. The supervisor fails the jobs set aside. Waiters go on with the jobs that are left; a worker that dies is still
-//!    replaced while jobs wait.
+//! There are three ways, and one protocol: they differ in what their order says ([`Closing`](super::state::Closing)).
+//!
+//! *Drain* (`close`):
+//! 1. Under the lock: the phase is set, and from there on submits are refused. Idle waiters are roused; the supervisor is
+//!    woken. That never blocks.
+//! 2. Waiters go on with the jobs that are left. A worker that dies is still replaced while jobs wait, with the same
+//!    pauses as ever; when the breaker opens, the jobs that wait fail.
 //! 3. A waiter that finds no job any more lets its worker go: end of file, a grace, SIGKILL. It collects it and ends.
-//! 4. At `kill_at`, if there is one, all jobs that are out are condemned and their workers killed. The waiters bury them
-//!    and fail the jobs, as with any death.
-//! 5. When all waiters have ended, the supervisor joins them, ends the output thread, sets the phase to `Ended` and calls
-//!    who asked to be told.
+//! 4. When all waiters have ended, the supervisor joins them, ends the output thread, sets the phase to `Ended` and calls
+//!    who asked to be told: `shutdown`'s Deferreds fire.
+//!
+//! *Drain with a deadline* (`close_within`): the same, and
+//! 1. The order has a time, for which the supervisor sets its alarm.
+//! 2. At that time, under the lock: the jobs that wait are set aside, to be failed; those that workers hold are condemned,
+//!    and their workers killed.
+//! 3. The waiters bury the workers and fail the jobs, as with any death; then step 4 above.
+//!
+//! *Now* (`terminate`, and the last handle's drop):
+//! 1. In the critical section that sets the phase, the jobs that wait are set aside.
+//! 2. The supervisor, woken, fails them; its alarm has rung already, so that it goes on with step 2 of the deadline.
+//!
+//! The shutdown of a reactor asks for the third way with the second one's time: jobs that wait fail at once, those that run
+//! have two seconds.
 //!
 //! Races: *a worker being spawned when the pool is terminated* is handed over all the same, and is killed in the next
 //! round, which follows at once, because its process is in its place then. *A job put back during a drain* after other
 //! waiters have gone has its own waiter, whose place is vacant and which stays while jobs wait. *A second order* makes the
-//! first one stricter. *A submit* either comes before step 1 and is part of the end, or is refused.
+//! first one stricter, never milder, so that two threads, a callback and a drop may all give one. *A submit* either comes
+//! before step 1 and is part of the end, or is refused. *A job that was asked to stop* ends by what it was stopped for,
+//! whether it stops, or is killed for that or for the end.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,7 +51,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::child::{Child, Process, Stillborn};
 use super::deadlines::Due;
 use super::job::{Job, Verdict, WorkerId};
-use super::state::{Phase, Place, Stage, State};
+use super::state::{Closing, Phase, Place, Stage, State};
 use super::waiter::Waiter;
 use super::{Shared, poll, thread_name};
 use crate::error::{PoolClosed, SpawnFailure};
@@ -120,6 +136,10 @@ impl Supervisor {
         state.undead.retain(|process| process.reap().is_none());
         let mut until = state.phase.kill_at();
         if until.is_some_and(|at| at <= now) {
+            state.close(Closing {
+                drop_queued: true,
+                kill_at: until,
+            });
             kill_all(&mut state);
             until = None;
         }
@@ -314,7 +334,7 @@ impl Supervisor {
         });
     }
 
-    /// Step 5.
+    /// Step 4.
     fn end(self) {
         self.waiters
             .into_iter()
@@ -352,7 +372,7 @@ fn take_hopeless(state: &mut State, now: Instant) -> Vec<(Job, Failure)> {
     jobs.into_iter().map(|job| (job, reason.clone())).collect()
 }
 
-/// Step 4.
+/// The deadline of an end has come.
 fn kill_all(state: &mut State) {
     for place in &mut state.places {
         place.hand.condemn(Verdict::Closed);

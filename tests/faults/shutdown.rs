@@ -61,6 +61,26 @@ rows! {
         assert!(crate::support::children().is_empty());
     }
 
+    /// A drain with a deadline has more jobs than it has time for.
+    fn d3_what_waits_at_the_deadline_fails_without_another_worker() {
+        let before = Belongings::now();
+        let pool = pool(1);
+        let gate = Gate::new();
+        let running = pool.apply_async(hold, (gate.path.clone(),));
+        let held = gate.held();
+        let queued: Vec<_> = (0..1000).map(|_| pool.apply_async(spin, ())).collect();
+        pool.close_within(Duration::from_millis(50));
+        for job in queued {
+            assert!(!failure_of::<PoolClosed, _>(job).running, "it was not run");
+        }
+        assert!(failure_of::<PoolClosed, _>(running).running);
+        held.gone();
+        assert!(pool.join_timeout(whole()));
+        assert_eq!(pool.stats().spawned, 1);
+        drop((pool, gate));
+        crate::support::eventually_same(&before);
+    }
+
     /// A worker is killed in its job while the pool drains.
     fn d4_a_worker_may_die_while_the_pool_closes() {
         let before = Belongings::now();

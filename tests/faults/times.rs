@@ -172,6 +172,17 @@ rows! {
         eventually(whole(), "it is replaced", || pool.stats().workers.len() == 1);
     }
 
+    /// Batching is turned off.
+    fn t1_without_batching_a_worker_has_one_job_at_a_time() {
+        let pool = Pool::builder().size(1).batching(false).build().expect("a pool");
+        let jobs: Vec<_> = (0..2000).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
+        while pool.stats().queued > 0 {
+            assert!(pool.stats().running <= 1);
+        }
+        let values: Vec<_> = jobs.into_iter().map(value).collect();
+        assert_eq!(values, (0..2000).collect::<Vec<_>>());
+    }
+
     /// Of jobs that went to a worker together, one in the middle kills it.
     fn k4_of_jobs_that_go_together_only_the_one_that_ran_fails_when_their_worker_dies() {
         for size in [1, 2, 5] {
