@@ -117,10 +117,11 @@ impl Job {
         self.submitted
     }
 
-    /// Whether it may be on a worker's socket with others: it is one call, is small, and nobody counts its time.
+    /// Whether it may be on a worker's socket with others: it is one call, is small, and nobody counts its time, which
+    /// would be that of the others too.
     pub(super) fn goes_with_others(&self) -> bool {
         const SMALL: usize = 4096;
-        !self.chunk && self.limits.timeout.is_none() && self.frame.len() <= SMALL
+        !self.chunk && self.limits == Limits::default() && self.frame.len() <= SMALL
     }
 
     /// How often it was put back because a worker may have died of it.
