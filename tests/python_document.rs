@@ -79,7 +79,7 @@ fn threads_and_processes_come_to_the_same() {
     )
     .expect("a text");
     let said = said(example("gil").arg(&text).env("ERRBACK_PYTHON", python));
-    assert!(said.starts_with("8 words of"), "{said}");
+    assert!(said.starts_with("7 words of"), "{said}");
     assert!(
         said.contains("worker processes") && said.contains('█'),
         "{said}"
