@@ -387,4 +387,30 @@ rows! {
         assert!(text.expect("a text").contains("a callback panics with 2"));
         invariant.check();
     }
+
+    /// Jobs are cancelled from the callbacks of others, as their answers come.
+    fn c3_a_cancel_from_a_callback_has_one_outcome() {
+        let pool = pool(2);
+        let there = pool.clone();
+        let outcomes = on_a_reactor(move |reactor| {
+            let all = (0..2000).map(|n| {
+                let first = defer_to_process_pool(reactor, &there, add, (n, 1));
+                let second = defer_to_process_pool(reactor, &there, add, (n, 2));
+                let cancel = second.cancel_handle();
+                let first = first.add_callback(move |sum| {
+                    cancel.cancel();
+                    cancel.cancel();
+                    Ok(sum == n + 1)
+                });
+                let second = second.add_both(move |result| match result {
+                    Ok(sum) => Ok(sum == n + 2),
+                    Err(failure) => Ok(failure.check::<CancelledError>().is_some()),
+                });
+                gather_results(vec![first, second])
+            });
+            gather_results(all.collect::<Vec<_>>())
+        });
+        assert!(outcomes.expect("each ends once").into_iter().flatten().all(|good| good));
+        assert_eq!(pool.stats().finished, 4000);
+    }
 }

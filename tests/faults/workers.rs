@@ -148,6 +148,23 @@ rows! {
         close(pool, &before);
     }
 
+    /// A pool has 64 workers, and each has a job.
+    fn t1_sixty_four_workers_run_at_once_and_leave_nothing() {
+        let before = Belongings::now();
+        let pool = pool(64);
+        let gate = Gate::new();
+        let jobs: Vec<_> = (0..64).map(|_| pool.apply_async(hold, (gate.path.clone(),))).collect();
+        let held: Vec<_> = jobs.iter().map(|_| gate.held()).collect();
+        let mut pids: Vec<u32> = held.iter().map(|held| held.pid).collect();
+        held.into_iter().for_each(crate::support::Held::release);
+        jobs.into_iter().for_each(succeeds);
+        pids.sort_unstable();
+        pids.dedup();
+        assert_eq!(pids.len(), 64, "each has a process of its own");
+        drop(gate);
+        close(pool, &before);
+    }
+
     /// A pool tells what it has done.
     fn t1_the_statistics_add_up() {
         let pool = pool(2);
