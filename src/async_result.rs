@@ -17,7 +17,8 @@ use crate::task::Task;
 /// The result of a task that runs, or waits to run, in a worker process.
 ///
 /// It may go to another thread. Dropping it changes nothing for the job, unless
-/// [`cancel_on_drop`](AsyncResult::cancel_on_drop) was asked for.
+/// [`cancel_on_drop`](AsyncResult::cancel_on_drop) was asked for, or it was the last handle to its pool, which is terminated
+/// then.
 ///
 /// ```no_run
 /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
@@ -178,12 +179,12 @@ impl<T> AsyncResult<T> {
         }
     }
 
-    /// Asks for the job not to be done. One that waits is taken out; one that runs is asked to stop
+    /// Asks for the job not to be done. One that waits, or that its worker has not begun, is taken back; one that runs is asked to stop
     /// ([`cancel_requested`](crate::worker::cancel_requested)), and after a [grace](crate::Builder::cancel_grace) killed with
     /// its worker, which is replaced; one that is done stays as it is. Returns at once.
     ///
-    /// The result then is a [`CancelledError`](crate::CancelledError), and comes when the job has stopped or the killed process
-    /// is gone, unless the answer was faster.
+    /// The result then is a [`CancelledError`](crate::CancelledError), whatever the job still returns, and comes when the job has
+    /// stopped or the killed process is gone. Only an answer that had come before counts.
     pub fn cancel(&self) {
         self.job.iter().for_each(JobHandle::cancel);
     }

@@ -30,6 +30,9 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 /// Runs a task in a worker process, as `defer_to_thread` runs a function in a thread.
 ///
+/// The worker is this program started anew: `main` does not run in it, and statics that this process has set are not set
+/// there. What a task needs comes in its arguments (a tuple: `(x,)` for one), or is made by an
+/// [initializer](crate::Builder::initializer).
 /// ```no_run
 /// use errback::{Reactor, defer_to_process};
 ///
@@ -53,7 +56,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// reactor stops, jobs that wait fail with [`PoolClosed`](crate::PoolClosed) at once, jobs that run have two seconds and are then killed and
 /// fail with the same, and `run` returns when all their Deferreds have fired.
 ///
-/// Cancelling the Deferred takes the job out if it waits. If it runs, it is asked to stop
+/// Cancelling the Deferred takes the job out if it waits, or its worker has not begun it. If it runs, it is asked to stop
 /// ([`cancel_requested`](crate::worker::cancel_requested)), and after a [grace](crate::Builder::cancel_grace) its worker is
 /// killed, and replaced. The Deferred fails with [`CancelledError`](crate::CancelledError) when the job has stopped or its
 /// process is gone. Dropping the Deferred changes nothing for the job. For a limit of its time see
@@ -132,7 +135,7 @@ pub(crate) fn defer_call<T: Send + 'static>(
     }
 }
 
-/// How a pool is to end; see [`Pool::shutdown`].
+/// How a pool is to end; see [`Pool::shutdown`]. Workers that are killed are not asked to stop before.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Shutdown {
     /// Jobs that were taken are run to their end: [`Pool::close`].

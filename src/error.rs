@@ -19,7 +19,7 @@ pub use crate::wire::{DecodeError, EncodeError, ProtocolError};
 /// The worker process ended while it held the job.
 ///
 /// Only the job that it was running fails; a job that it had not begun is sent to another worker, and fails like this
-/// (`started: false`) when three workers in a row died under it.
+/// (`started: false`) when four workers in a row died under it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WorkerDied {
@@ -76,7 +76,7 @@ impl fmt::Display for Usage {
 }
 
 /// The job took too long: it ran past its [`timeout`](crate::Task::timeout), or waited past the moment at which it
-/// [expires](crate::Task::expires).
+/// [expires](crate::Task::expires). (Not [`TimeoutError`](crate::TimeoutError), which is that of `Deferred::add_timeout`.)
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct TimedOut {
@@ -90,7 +90,7 @@ pub struct TimedOut {
     pub elapsed: Duration,
     /// Whether it waited all that time, and never ran.
     pub queued: bool,
-    /// The process that was killed for it; `None` when there was no need to.
+    /// The worker that was killed for it; `None` when the job stopped by itself, or never ran.
     pub pid: Option<u32>,
 }
 

@@ -36,6 +36,11 @@
 //! | `reactor.run`, `callLater`, `callFromThread`, `deferToThread` | methods of [`Reactor`] |
 //! | `task.react` | [`react`] |
 //! | `deferToProcess` (the 2009 package), ampoule | [`defer_to_process`], [`Pool`]; for functions that stay in Python, [`python`] |
+//! | `addTimeout`, `blockingCallFromThread` | [`Deferred::add_timeout`], `block_on_from_thread` |
+//! | `multiprocessing.Pool(processes, initializer, maxtasksperchild)` | [`Builder::size`], [`Builder::initializer`], [`Builder::max_jobs_per_worker`] |
+//! | its `imap`, `imap_unordered`, `starmap` | [`Pool::map`], [`Map::as_completed`], [`Pool::map`] over tuples |
+//! | ampoule's `min`, `max`, `maxIdle`, `recycleAfter`, `timeout` | [`Builder::min_size`], [`Builder::size`], [`Builder::idle_timeout`], [`Builder::max_jobs_per_worker`], [`Task::timeout`] |
+//! | Celery's `soft_time_limit`, `time_limit`, `expires` | [`Task::timeout`], that and [`Builder::cancel_grace`], [`Task::expires`] |
 //! | trial's `successResultOf`, `failureResultOf`, `flushLoggedErrors` | [`testing`] |
 //!
 //! Differences from Twisted are on one page, `docs/deviations.md`; who runs where and what must always hold is in

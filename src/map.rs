@@ -81,9 +81,10 @@ tuples_are_items! {
 }
 
 impl Pool {
-    /// Runs a task on each of the items, in worker processes, and gives the results in the order of the items.
+    /// A lazy iterator that runs a task on each of the items, in worker processes, and gives the results in the order of the
+    /// items.
     ///
-    /// The iterator is lazy: nothing happens before it is asked for the first result, and it takes its items as results
+    /// Nothing happens before it is asked for the first result, and it takes its items as results
     /// are consumed, some chunks ahead. Asking for a result that is not there blocks the thread.
     ///
     /// ```no_run
@@ -130,7 +131,8 @@ impl Pool {
 /// As [`Pool::map`], for an event loop: the Deferred fires with all results, in the order of the items, when the last is
 /// there.
 ///
-/// All chunks are submitted at once, here. Cancelling cancels them all.
+/// All chunks are submitted at once, here. Cancelling cancels them all. A worker that dies fails all items of its chunk; items
+/// of a task with a [`timeout`](Task::timeout) travel alone.
 ///
 /// ```no_run
 /// # #[errback::task] fn square(n: u64) -> u64 { n * n }
@@ -237,7 +239,7 @@ where
 {
     /// How many items travel together. Default: a number of items that is known is divided into four parts for each
     /// worker, of at most 2,048 items; otherwise chunks grow from 1 to 1,024. Items of a task with a
-    /// [`timeout`](Task::timeout) or an [expiry](Task::expires) travel alone; in a chunk, those are the chunk's.
+    /// [`timeout`](Task::timeout) or an [expiry](Task::expires) travel alone; in chunks that you ask for, the limit is the whole chunk's.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.size = ChunkSize::Fixed(items.max(1));
         self

@@ -89,7 +89,8 @@ pub(crate) use typed::{Encoded, Results};
 /// ```
 ///
 /// Workers are started when there are jobs for them, one after another up to the pool's size, and stay. One that dies is
-/// replaced. The [`Builder`] can have it otherwise, and has more to ask for: an initializer, limits, recycling.
+/// replaced. The [`Builder`] can have it otherwise, and has more to ask for: an initializer, limits, recycling. Jobs start in the
+/// order of their submit. Workers are in process groups of their own, so that Ctrl-C in a terminal reaches the host alone.
 ///
 /// A process that this one forks (by `fork`, without running another program) has the handle, but not the pool: jobs fail
 /// there with [`ForkedHost`](crate::ForkedHost), results that were not there at the fork too, and all else does nothing. A
@@ -235,7 +236,8 @@ pub struct Stats {
     pub submitted: u64,
     /// Jobs that came to an end, whichever.
     pub finished: u64,
-    /// Jobs whose result was a failure, whichever; those that were refused too.
+    /// Jobs whose result was a failure, whichever: those that were cancelled or timed out too, and those that were refused,
+    /// which were never `submitted`.
     pub failed: u64,
     /// Jobs that were cancelled.
     pub cancelled: u64,
@@ -315,8 +317,11 @@ impl Pool {
     ///
     /// # Errors
     /// In the result: what the task returned as `Err`, or [`WorkerDied`](crate::WorkerDied),
-    /// [`JobPanicked`](crate::JobPanicked), [`TimedOut`], [`SpawnFailed`], [`PoolClosed`], [`Overloaded`], [`ForkedHost`], or
-    /// an [`EncodeError`](crate::EncodeError) or [`DecodeError`](crate::DecodeError).
+    /// [`JobPanicked`](crate::JobPanicked), [`TimedOut`], [`CancelledError`], [`SpawnFailed`], [`PoolClosed`], [`Overloaded`],
+    /// [`ForkedHost`]; [`EncodeError`](crate::EncodeError) when the arguments cannot be sent,
+    /// [`NotSerialisable`](crate::NotSerialisable) when the worker cannot read them or not send the result,
+    /// [`DecodeError`](crate::DecodeError) when the result cannot be read here; [`UnknownTask`](crate::UnknownTask),
+    /// [`ProtocolError`](crate::ProtocolError), [`InternalError`].
     pub fn apply_async<F: Task>(&self, task: F, args: F::Args) -> AsyncResult<F::Output> {
         AsyncResult::submit(self, task, &args)
     }
@@ -340,7 +345,7 @@ impl Pool {
     }
 
     /// Ends the pool now: jobs that wait fail with [`PoolClosed`], workers are killed, and the jobs that they ran fail
-    /// with the same.
+    /// with the same. They are not asked to stop before.
     ///
     /// Returns at once; [`join`](Pool::join) waits.
     pub fn terminate(&self) {
@@ -348,7 +353,7 @@ impl Pool {
     }
 
     /// Blocks until the pool has ended: all jobs are finished, all workers are gone and collected, all threads but this
-    /// one's callers have ended. Somebody must have closed or terminated it.
+    /// one's callers have ended. Somebody must close or terminate it, before or meanwhile, or it does not return.
     ///
     /// Not to be called where a result is handed over (in a waker): those run on the pool's own threads.
     pub fn join(&self) {

@@ -26,8 +26,9 @@ pub struct PythonTask<Args, Out> {
 /// Names a function of a Python module, and says its types: one line for each function.
 ///
 /// The name is `module:function`, both dotted where need be: `"images.resize:Thumbnail.make"`. `Args` is the tuple of
-/// the arguments, `Out` what the function returns. Nobody checks them before the first call; one that does not fit fails
-/// with [`NotSerialisable`](crate::NotSerialisable) or [`DecodeError`](crate::DecodeError), and says why.
+/// the arguments, `Out` what the function returns. Nobody checks them before the first call: a wrong number of
+/// arguments is a [`NotSerialisable`](crate::NotSerialisable), a wrong type what the function raises
+/// ([`RemoteError`](crate::RemoteError)), another result than `Out` a [`DecodeError`](crate::DecodeError).
 ///
 /// ```no_run
 /// use errback::{Pool, PythonTask, python};

@@ -92,6 +92,9 @@ pub trait Task: Copy + Send + Sync + 'static {
     /// [`TimedOut`](crate::TimedOut).
     ///
     /// The time begins when the job is sent to its worker, which then has nothing else to do, and runs on a monotonic clock.
+    /// The failure comes when the job has stopped or its worker is gone, so up to the grace (200 ms) later. Such jobs travel
+    /// alone, also in a `map`, which makes tiny ones several times slower. `Deferred::add_timeout` counts the wait in the
+    /// backlog too, cancels, and gives `TimeoutError`.
     ///
     /// ```no_run
     /// use std::time::Duration;

@@ -173,14 +173,16 @@ impl Builder {
     }
 
     /// How long a job that is cancelled, or whose [timeout](crate::Task::timeout) has passed, may go on after it was asked
-    /// to stop (see [`cancel_requested`](crate::worker::cancel_requested)) before its worker is killed. Default: 200 ms.
+    /// to stop (see [`cancel_requested`](crate::worker::cancel_requested)) before its worker is killed. Zero kills at once. It is the
+    /// pool's: a task that needs another goes to a pool of its own. Default: 200 ms.
     pub fn cancel_grace(mut self, grace: Duration) -> Self {
         self.cancel_grace = grace;
         self
     }
 
-    /// Whether several jobs may be sent to a worker at a time, if the last ones of their task have proved short (together
-    /// less than a millisecond). It saves most of what tiny jobs cost, and each job still ends for itself. Default: yes.
+    /// Whether several jobs may be sent to a worker at once when the last jobs of their task were short: at most a millisecond's
+    /// worth. It saves most of what tiny jobs cost, and each job still ends for itself; but one that turns out long holds up
+    /// those behind it. Jobs with a timeout or an expiry go alone. Default: yes.
     pub fn batching(mut self, batches: bool) -> Self {
         self.batches = batches;
         self
