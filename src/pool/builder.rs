@@ -285,9 +285,10 @@ impl Builder {
         let hello = HostHello {
             max_frame: self.max_message as u64,
             memory_limit: self.memory_limit,
-            cpu_limit: self
-                .cpu_limit
-                .map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0)),
+            cpu_limit: self.cpu_limit.map(|time| {
+                time.as_secs()
+                    .saturating_add(u64::from(time.subsec_nanos() > 0))
+            }),
             open_files: self.open_files_limit,
             ..HostHello::default()
         };

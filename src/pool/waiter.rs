@@ -86,9 +86,10 @@ impl Waiter {
 
     /// Waits for the worker's hello.
     fn greet(&self, worker: &mut Connection) -> Result<(), End> {
-        let deadline = worker.born + self.shared.settings.boot_deadline;
+        // `None`: later than the clock goes.
+        let deadline = worker.born.checked_add(self.shared.settings.boot_deadline);
         loop {
-            match worker.wait(Some(deadline)) {
+            match worker.wait(deadline) {
                 Event::Frame => {
                     self.check_hello(worker)
                         .map_err(|why| End::NotStarted(Some(why)))?;
@@ -115,13 +116,13 @@ impl Waiter {
     }
 
     /// Runs the initializer, if there is one, as the first call.
-    fn initialize(&self, worker: &mut Connection, deadline: Instant) -> Result<(), End> {
+    fn initialize(&self, worker: &mut Connection, deadline: Option<Instant>) -> Result<(), End> {
         let Some(initializer) = &self.shared.settings.initializer else {
             return Ok(());
         };
         worker.push(initializer.call(), Instant::now());
         loop {
-            match worker.wait(Some(deadline)) {
+            match worker.wait(deadline) {
                 Event::Frame => match worker.next_answer() {
                     Ok(Some((_, answer))) => {
                         let why = initializer

@@ -69,6 +69,16 @@ rows! {
         close(pool, &before);
     }
 
+    /// Durations are longer than the clock goes.
+    fn r2_the_longest_boot_deadline_and_cpu_limit_are_no_trouble() {
+        let before = Belongings::now();
+        let builder = Pool::builder().size(1).boot_deadline(Duration::MAX).cpu_limit(Duration::MAX);
+        let pool = builder.initializer(add, (1, 1)).build().expect("a pool");
+        assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
+        assert_eq!(pool.stats().spawned, 1);
+        close(pool, &before);
+    }
+
     /// Jobs come after all starts have failed.
     fn r1_an_open_breaker_refuses_at_once_and_tries_again_later() {
         let pool = pool_of("false", &[]);
