@@ -926,9 +926,9 @@ impl Shared {
         self.state.lock().place(id).hand.kill_at()
     }
 
-    /// The grace of a worker's job is over.
-    fn kill_overdue(&self, id: WorkerId) {
-        self.state.lock().kill_overdue(id, Instant::now());
+    /// The grace of a worker's job is over. Whether the worker was killed for it.
+    fn kill_overdue(&self, id: WorkerId) -> bool {
+        self.state.lock().kill_overdue(id, Instant::now())
     }
 
     /// Whether a worker has begun the first of its jobs.

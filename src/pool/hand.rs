@@ -110,6 +110,13 @@ impl Hand {
         self.begun() > 0
     }
 
+    /// Whether a job is with the worker, and nobody has given it up.
+    pub(super) fn holds(&self, key: JobKey) -> bool {
+        self.jobs
+            .iter()
+            .any(|held| held.key == key && held.doom.is_none())
+    }
+
     /// A job shall end without its answer. `revocable`: the worker will not begin a call that it was asked to stop. The
     /// worker has been asked before, and has been [counted](Hand::count) after that.
     pub(super) fn stop(
@@ -145,10 +152,13 @@ impl Hand {
         self.jobs.iter().filter_map(at).min()
     }
 
-    /// The grace of a job is over. Whether there was one: the worker is to be killed.
+    /// The grace of a job is over. Whether there was one: the worker is to be killed. The worker has been
+    /// [counted](Hand::count) just before. One that has begun a later job has done with this one: its answer is on its way,
+    /// and the kill would hit the other.
     pub(super) fn kill_overdue(&mut self, now: Instant) -> bool {
         let mut any = false;
-        for held in &mut self.jobs {
+        let runs = self.begun().min(self.jobs.len()).saturating_sub(1);
+        for held in self.jobs.iter_mut().skip(runs) {
             if let Some(Doom::Asked(verdict, Some(at))) = held.doom
                 && at <= now
             {
@@ -276,6 +286,27 @@ mod tests {
             hand.answer(keys[1], &mut backlog),
             Answered::Finish(_)
         ));
+    }
+
+    #[test]
+    fn a_worker_that_runs_the_next_job_is_not_killed_for_the_one_before() {
+        let (mut hand, mut backlog, keys) = with(2);
+        let now = Instant::now();
+        hand.count(1, WORKER, &mut backlog);
+        hand.stop(keys[0], Verdict::Cancelled, Some(now), true, &mut backlog);
+        hand.count(1, WORKER, &mut backlog);
+        assert!(!hand.kill_overdue(now), "its answer is on its way");
+        assert!(matches!(
+            hand.answer(keys[0], &mut backlog),
+            Answered::Stopped(_, Verdict::Cancelled)
+        ));
+        hand.stop(keys[1], Verdict::Cancelled, Some(now), true, &mut backlog);
+        assert!(hand.kill_overdue(now));
+        // A worker that counts what is not there does not save itself.
+        let (mut hand, mut backlog, keys) = with(1);
+        hand.count(100, WORKER, &mut backlog);
+        hand.stop(keys[0], Verdict::Cancelled, Some(now), true, &mut backlog);
+        assert!(hand.kill_overdue(now));
     }
 
     #[test]

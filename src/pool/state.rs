@@ -210,6 +210,9 @@ impl State {
             places, backlog, ..
         } = self;
         let place = &mut places[id.0 as usize];
+        if !place.hand.holds(key) {
+            return None; // and is not asked again: there is only so much room for requests
+        }
         if let Some(process) = &place.process {
             // In this order; see docs/protocol.md, "Call".
             process.request_stop(key.id);
@@ -222,10 +225,10 @@ impl State {
             .stop(key, verdict, now.checked_add(grace), revocable, backlog)
         {
             Stopped::Ended(job) => return Some(job),
-            Stopped::Asked if grace.is_zero() => self.kill_overdue(id, now),
+            Stopped::Asked if grace.is_zero() && self.kill_overdue(id, now) => {}
             // The waiter looks when it has to kill.
             Stopped::Asked => {
-                let process = place.process.as_ref();
+                let process = self.place(id).process.as_ref();
                 process
                     .into_iter()
                     .for_each(|process| process.wakeup().wake());
@@ -235,14 +238,15 @@ impl State {
         None
     }
 
-    /// Kills a worker for a job whose grace is over.
-    pub(super) fn kill_overdue(&mut self, id: WorkerId, now: Instant) {
+    /// Kills a worker for a job whose grace is over, if it runs that. Whether it did.
+    pub(super) fn kill_overdue(&mut self, id: WorkerId, now: Instant) -> bool {
+        self.has_begun(id);
         let place = self.place(id);
-        if place.hand.kill_overdue(now)
-            && let Some(process) = &place.process
-        {
+        let overdue = place.hand.kill_overdue(now);
+        if overdue && let Some(process) = &place.process {
             process.kill();
         }
+        overdue
     }
 
     /// Looks whether a worker has begun the first of its jobs.

@@ -42,6 +42,8 @@ const RETIRE_GRACE: Duration = Duration::from_secs(1);
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// A worker that dies sooner than this, without having begun a job, has failed to start.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
+/// When it is looked again whether a worker is to be killed for a job that seemed done.
+const AGAIN: Duration = Duration::from_millis(10);
 /// How often it is looked whether a worker that has not begun its job is stopped (by SIGSTOP): then it never will.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -303,9 +305,11 @@ impl Waiter {
             return Ok(());
         };
         if is_due(worker.alarms.kill) {
-            // Its death is what happens next.
-            worker.alarms.kill = None;
-            self.shared.kill_overdue(self.id);
+            // What happens next is its death, or the answer of a job that was just done.
+            worker.alarms.kill = match self.shared.kill_overdue(self.id) {
+                true => None,
+                false => self.shared.kill_at(self.id).map(|at| at.max(now + AGAIN)),
+            };
         }
         if is_due(worker.alarms.timeout) {
             worker.alarms.timeout = None;

@@ -381,6 +381,37 @@ pub(crate) fn touch(place: String, n: i64) -> i64 {
     n
 }
 
+/// As `touch`; the result takes its reader as long as the reader's process says.
+#[errback::task]
+pub(crate) fn touch_slowly(place: String, n: i64) -> Unhurried {
+    Unhurried(touch(place, n))
+}
+
+/// A number that waits in its `Deserialize` while it is [`Unhurried::AT`].
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Unhurried(pub(crate) i64);
+
+impl Unhurried {
+    /// Which number is not to be read yet; whoever comes to it negates it.
+    pub(crate) const AT: &std::sync::atomic::AtomicI64 = {
+        static AT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+        &AT
+    };
+}
+
+impl<'de> Deserialize<'de> for Unhurried {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let n = i64::deserialize(from)?;
+        if n != 0 && Self::AT.compare_exchange(n, -n, SeqCst, SeqCst).is_ok() {
+            while Self::AT.load(SeqCst) == -n {
+                std::thread::park_timeout(std::time::Duration::from_millis(1));
+            }
+        }
+        Ok(Unhurried(n))
+    }
+}
+
 #[errback::task]
 pub(crate) fn add_or_abort(n: u64, dies: bool) -> u64 {
     if dies {

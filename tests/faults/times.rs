@@ -158,6 +158,71 @@ rows! {
         assert_eq!(pool.stats().died, 0);
     }
 
+    /// A job is cancelled without a grace that is done, while its worker runs the next one and its answer was not read yet.
+    fn c2_a_job_behind_one_that_is_cancelled_too_late_is_not_hit() {
+        use std::sync::atomic::Ordering::SeqCst;
+        let gate = Gate::new();
+        loop {
+            let pool = Pool::builder().size(1).cancel_grace(Duration::ZERO).build().expect("a pool");
+            let warm: Vec<_> = (0..300).map(|_| pool.apply_async(touch_slowly, (String::new(), 0))).collect();
+            warm.into_iter().for_each(succeeds);
+            let opener = pool.apply_async(hold, (gate.path.clone(),));
+            let opened = gate.held();
+            Unhurried::AT.store(1, SeqCst);
+            let first = pool.apply_async(touch_slowly, (String::new(), 1));
+            let victim = pool.apply_async(touch_slowly, (String::new(), 2));
+            let other = pool.apply_async(touch_slowly, (gate.path.clone(), 3));
+            opened.release();
+            succeeds(opener);
+            eventually(soon(), "the first is being read", || Unhurried::AT.load(SeqCst) == -1);
+            let together = pool.stats().running == 2;
+            if together {
+                let held = gate.held();
+                victim.cancel();
+                Unhurried::AT.store(0, SeqCst);
+                failure_of::<CancelledError, _>(victim);
+                held.release();
+                assert_eq!((value(first), value(other)), (Unhurried(1), Unhurried(3)));
+                assert_eq!(pool.stats().died, 0);
+                return;
+            }
+            Unhurried::AT.store(0, SeqCst);
+            gate.held().release();
+            [first, victim, other].into_iter().for_each(succeeds);
+        }
+    }
+
+    /// A job that runs is cancelled over and over, and then the one behind it on its worker.
+    fn c4_a_job_that_is_cancelled_a_thousand_times_leaves_room_to_take_another_back() {
+        let (gate, mark) = (Gate::new(), nowhere("flood"));
+        loop {
+            let pool = Pool::builder().size(1).cancel_grace(Duration::MAX).build().expect("a pool");
+            let warm: Vec<_> = (0..300).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
+            warm.into_iter().for_each(succeeds);
+            let opener = pool.apply_async(hold, (gate.path.clone(),));
+            let opened = gate.held();
+            let first = pool.apply_async(touch, (gate.path.clone(), 1));
+            let victim = pool.apply_async(touch, (mark.clone(), 2));
+            opened.release();
+            succeeds(opener);
+            let held = gate.held();
+            if pool.stats().running == 2 {
+                (0..1000).for_each(|_| first.cancel());
+                victim.cancel();
+                failure_of::<CancelledError, _>(victim);
+                held.release();
+                failure_of::<CancelledError, _>(first);
+                assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
+                assert!(!std::path::Path::new(&mark).exists(), "it ran");
+                return;
+            }
+            held.release();
+            succeeds(first);
+            succeeds(victim);
+            let _ = std::fs::remove_file(&mark);
+        }
+    }
+
     /// Of jobs that went to a worker together, the first turns out to take for ever, and is cancelled.
     fn c2_jobs_behind_one_that_is_killed_run_elsewhere_once_each() {
         let gate = Gate::new();
