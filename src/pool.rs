@@ -936,6 +936,11 @@ impl Shared {
         self.state.lock().has_begun(id)
     }
 
+    /// Whether the first of a worker's jobs was taken back.
+    fn first_has_ended(&self, id: WorkerId) -> bool {
+        self.state.lock().place(id).hand.first_has_ended()
+    }
+
     /// A worker is told to leave.
     fn take_leave(&self, id: WorkerId) {
         self.state.lock().place(id).stage = Stage::Leaving;

@@ -62,6 +62,8 @@ pub(super) struct Connection {
     pub(super) oom_count: Option<PathBuf>,
     /// How many bytes are still read once the process is dead.
     last_words: usize,
+    /// The first call, and what was not written, when it was last looked.
+    looked: (u64, usize, usize),
 }
 
 /// When something is to be done about the first call if it has not been answered by then.
@@ -132,6 +134,7 @@ impl Connection {
             last: born,
             oom_count: None,
             last_words: LAST_WORDS,
+            looked: (0, 0, 0),
         }
     }
 
@@ -144,6 +147,13 @@ impl Connection {
     /// Whether the first call has been written to its end.
     pub(super) fn first_is_written(&self) -> bool {
         self.unwritten < self.sent.len()
+    }
+
+    /// Whether the worker has neither answered nor read anything since this was asked last.
+    pub(super) fn stands_still(&mut self) -> bool {
+        let first = self.sent.front().map_or(0, |sent| sent.call.key.id);
+        let now = (first, self.unwritten, self.written);
+        std::mem::replace(&mut self.looked, now) == now
     }
 
     /// The answer in the next frame, if there is a whole one, and the call that it is to. `None` too for what is no answer,

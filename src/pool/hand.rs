@@ -117,6 +117,17 @@ impl Hand {
             .any(|held| held.key == key && held.doom.is_none())
     }
 
+    /// Whether the first job was taken back: the worker has but to pass over it.
+    pub(super) fn first_has_ended(&self) -> bool {
+        matches!(
+            self.jobs.front(),
+            Some(Held {
+                doom: Some(Doom::Ended),
+                ..
+            })
+        )
+    }
+
     /// A job shall end without its answer. `revocable`: the worker will not begin a call that it was asked to stop. The
     /// worker has been asked before, and has been [counted](Hand::count) after that.
     pub(super) fn stop(

@@ -17,7 +17,8 @@
 //! # A job that is to stop, in this order
 //! Somebody cancels it, or its timeout passes, which its waiter sees.
 //! 1. Under the lock: the worker is asked to stop this job, and then its counter is read. If it had not begun the job, it
-//!    never will, and the job ends here.
+//!    never will, and the job ends here. A worker that does not pass over it from one look to the next is buried: it may
+//!    be stuck, or not know that it was asked.
 //! 2. Otherwise the waiter waits on. An answer that comes now ends the job, but its content means nothing. The worker lives.
 //! 3. When the grace is over the worker is killed, under the lock, which still knows the job to be with it; and buried.
 
@@ -44,7 +45,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 /// When it is looked again whether a worker is to be killed for a job that seemed done.
 const AGAIN: Duration = Duration::from_millis(10);
-/// How often it is looked whether a worker that has not begun its job is stopped (by SIGSTOP): then it never will.
+/// How often it is looked whether a worker that has not begun its job is stopped (by SIGSTOP): then it never will; and
+/// whether one that has but to pass over a job which was taken back does so.
 const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) struct Waiter {
@@ -321,8 +323,10 @@ impl Waiter {
         }
         if is_due(worker.alarms.look) {
             worker.alarms.look = None;
-            if !self.shared.has_begun(self.id) {
-                if worker.process.is_stopped() {
+            let taken_back = self.shared.first_has_ended(self.id);
+            if taken_back || !self.shared.has_begun(self.id) {
+                let stuck = taken_back && worker.stands_still();
+                if stuck || worker.process.is_stopped() {
                     return Err(End::Died);
                 }
                 worker.alarms.look = Some(now + LOOK);

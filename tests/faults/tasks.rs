@@ -276,6 +276,20 @@ pub(crate) fn close_descriptors(from: i32, to: i32) -> u32 {
     std::process::id()
 }
 
+/// Closes the counter by which the host knows what was begun. How many there were.
+#[errback::task]
+pub(crate) fn close_counter() -> usize {
+    let is_counter = |fd: &i32| {
+        std::fs::read_link(format!("/proc/self/fd/{fd}"))
+            .is_ok_and(|link| link.to_string_lossy().contains("[eventfd]"))
+    };
+    let counters: Vec<i32> = (3..64).filter(is_counter).collect();
+    counters.iter().for_each(|fd| {
+        close_descriptors(*fd, fd + 1);
+    });
+    counters.len()
+}
+
 /// Starts a grandchild that sleeps and keeps all inherited descriptors; says its pid.
 #[errback::task]
 #[allow(clippy::zombie_processes)] // the grandchild that nobody waits for is the fault

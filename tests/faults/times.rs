@@ -290,6 +290,30 @@ rows! {
         assert_eq!(pool.stats().timed_out, late);
     }
 
+    /// A job closes the counter of calls; the next one uses up its time, and can be neither counted nor asked.
+    fn f1_a_worker_that_does_not_pass_over_a_job_that_was_taken_back_is_replaced() {
+        let pool = pool(1);
+        assert_eq!(value(pool.apply_async(close_counter, ())), 1);
+        failure_of::<TimedOut, _>(pool.apply_async(spin.timeout(100 * MS), ()));
+        assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
+        assert_eq!(pool.stats().died, 1);
+    }
+
+    /// A worker that takes calls back does not read what it is sent.
+    fn s2_a_worker_that_does_not_read_is_replaced_when_its_job_was_taken_back() {
+        let before = Belongings::now();
+        let deaf = nowhere("deaf");
+        std::fs::write(&deaf, b"").expect("a file");
+        // [2, "hello", [{"protocol": 1, "language": "none", "pipeline": 64}]]
+        let script = r#"printf '\0\0\0\054\223\2\245hello\221\203\250protocol\1\250language\244none\250pipeline\100' >&0
+            if [ -e "$1" ]; then rm "$1"; sleep 1000; fi; exit 0"#;
+        let pool = Pool::builder().size(1).command("sh", ["-c", &script, "sh", &deaf]).build().expect("a pool");
+        let late: TimedOut = failure_of(pool.apply_async(add.timeout(1200 * MS), (1, 2)));
+        assert!(!late.queued);
+        eventually(whole(), "it is buried", || pool.stats().died > 0);
+        close(pool, &before);
+    }
+
     /// A timeout is nothing, or longer than the clock goes.
     fn c5_the_shortest_and_the_longest_timeout_are_no_trouble() {
         let invariant = Invariant::new();
