@@ -789,7 +789,7 @@ impl Shared {
         Some(most - (spread as f64 * state::jitter()) as u64)
     }
 
-    /// Whether a worker that has answered all its calls has done enough.
+    /// Whether a worker has been given enough calls, or has grown too large.
     fn is_worn_out(&self, worker: &Connection) -> bool {
         let large = |most: u64| worker.process.resident_memory() > Some(most);
         worker.calls_left == Some(0)

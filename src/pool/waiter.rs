@@ -185,8 +185,11 @@ impl Waiter {
     /// Job after job, until the worker or the pool ends.
     fn serve(&self, worker: &mut Connection) -> End {
         loop {
-            if worker.sent.is_empty() && self.shared.is_worn_out(worker) {
-                return End::Retired(Leave::WornOut);
+            if self.shared.is_worn_out(worker) {
+                if worker.sent.is_empty() {
+                    return End::Retired(Leave::WornOut);
+                }
+                worker.calls_left = Some(0); // what it has is the last
             }
             match self.shared.next_jobs(self.id, worker) {
                 Next::Jobs => {

@@ -129,6 +129,18 @@ rows! {
         close(pool, &before);
     }
 
+    /// Jobs that go together leak.
+    fn r5_a_worker_that_grows_by_tiny_jobs_is_replaced_though_more_of_them_wait() {
+        let before = Belongings::now();
+        let pool = Pool::builder().size(1).max_worker_memory(64 << 20).build().expect("a pool");
+        let jobs: Vec<_> = (0..5000).map(|_| pool.apply_async(leak, (64 << 10,))).collect();
+        let pids: Vec<u32> = jobs.into_iter().map(value).collect();
+        // As many as fill it, and those that it had by then.
+        let longest = pids.chunk_by(|a, b| a == b).map(<[u32]>::len).max();
+        assert!(longest <= Some(1024 + 64), "{longest:?}");
+        close(pool, &before);
+    }
+
     /// Workers have nothing to do.
     fn r_idle_workers_leave_down_to_the_least_and_come_back() {
         let before = Belongings::now();
