@@ -99,12 +99,20 @@ pub fn patch_call_id(frame: &mut [u8], id: u64) {
 /// The name under which a worker takes a [chunk](encode_chunk) of calls. Names that begin with `errback.` are no tasks'.
 pub const MAP: &str = "errback.map";
 
-/// Many calls of one task as one: `[0, id, "errback.map", [task, [args, …]]]`. The answer to it has a result for each,
-/// in their order: see [`parse_chunk_results`].
+/// The same for calls that have one argument each.
+pub const EACH: &str = "errback.each";
+
+/// Many calls of one task as one: `[0, id, "errback.map", [task, [args, …]]]`, or, if each has one argument,
+/// `[0, id, "errback.each", [task, [argument, …]]]`. The answer to it has a result for each, in their order: see
+/// [`parse_chunk_results`].
 ///
 /// ```
-/// let frame = errback::wire::encode_chunk(7, "add", &[(1, 2), (3, 4)], errback::wire::MAX_FRAME)?;
+/// use errback::wire::{MAX_FRAME, encode_chunk};
+///
+/// let frame = encode_chunk(7, "add", &[(1, 2), (3, 4)], MAX_FRAME)?;
 /// assert!(frame.ends_with(&[0x92, 0xa3, b'a', b'd', b'd', 0x92, 0x92, 1, 2, 0x92, 3, 4]));
+/// let frame = encode_chunk(7, "inc", &[(1,), (2,)], MAX_FRAME)?;
+/// assert!(frame.ends_with(&[0x92, 0xa3, b'i', b'n', b'c', 0x92, 1, 2]));
 /// # Ok::<(), errback::wire::EncodeError>(())
 /// ```
 ///
@@ -116,23 +124,84 @@ pub fn encode_chunk<A: Serialize>(
     chunk: &[A],
     max_frame: usize,
 ) -> Result<Vec<u8>, EncodeError> {
+    if let Some(frame) = chunk_in_form(id, task, chunk, max_frame, true)? {
+        return Ok(frame);
+    }
+    let frame = chunk_in_form(id, task, chunk, max_frame, false)?;
+    Ok(frame.expect("this form takes every number of arguments"))
+}
+
+/// A chunk, in the form for one argument if the first call has one, and that form `may_be_each`. `None` if not all are as
+/// the first, for which there must be a `Serialize` that is not always of one mind.
+fn chunk_in_form<A: Serialize>(
+    id: u64,
+    task: &str,
+    chunk: &[A],
+    max_frame: usize,
+    may_be_each: bool,
+) -> Result<Option<Vec<u8>>, EncodeError> {
+    let mut encoder = begin_chunk(MAP, id, task, chunk.len(), max_frame)?;
+    let Some((first, others)) = chunk.split_first() else {
+        finish(&mut encoder);
+        return Ok(Some(encoder.into_bytes()));
+    };
+    let start = encoder.bytes().len();
+    encoder.set_depth(CHUNK_DEPTH);
+    args_value(&mut encoder, first)?;
+    let each = may_be_each && encoder.bytes()[start] == ARRAY_OF_ONE;
+    if each {
+        // The name of this form is longer by the one byte that the header of the array has.
+        let other = begin_chunk(EACH, id, task, chunk.len(), max_frame)?;
+        encoder.bytes_mut()[..=start].copy_from_slice(other.bytes());
+    }
+    for args in others {
+        if !each {
+            encoder.set_depth(CHUNK_DEPTH);
+            args_value(&mut encoder, args)?;
+        } else if !only_argument(&mut encoder, args)? {
+            return Ok(None);
+        }
+    }
+    finish(&mut encoder);
+    Ok(Some(encoder.into_bytes()))
+}
+
+/// Adds the one argument without the array around it; false if it is not one. The header goes where the last byte is, which
+/// is then put back: nothing is moved, however long the argument.
+fn only_argument<A: Serialize>(encoder: &mut Encoder, args: &A) -> Result<bool, EncodeError> {
+    let last = encoder.bytes().len() - 1;
+    let kept = encoder.bytes()[last];
+    encoder.truncate(last);
+    encoder.set_depth(CHUNK_DEPTH);
+    args_value(encoder, args)?;
+    let header = std::mem::replace(&mut encoder.bytes_mut()[last], kept);
+    Ok(header == ARRAY_OF_ONE)
+}
+
+fn begin_chunk(
+    form: &str,
+    id: u64,
+    task: &str,
+    calls: usize,
+    max_frame: usize,
+) -> Result<Encoder, EncodeError> {
     let mut encoder = framed(max_frame);
     encoder.raw(&[0x94, 0x00])?;
     encoder.marked(0xcf, id.to_be_bytes())?;
-    encoder.text(MAP)?;
+    encoder.text(form)?;
     encoder.array(2)?;
     encoder.text(task)?;
-    encoder.array(chunk.len())?;
-    for args in chunk {
-        encoder.set_depth(CHUNK_DEPTH);
-        args_value(&mut encoder, args)?;
-    }
-    finish(&mut encoder);
-    Ok(encoder.into_bytes())
+    encoder.array(calls)?;
+    Ok(encoder)
 }
+
+const ARRAY_OF_ONE: u8 = 0x91;
 
 /// How deep the arguments and the results of a chunk are in its arrays.
 const CHUNK_DEPTH: usize = 2;
+
+/// The only member of the map that is the result of a chunk of which no call failed.
+const ALL: &str = "all";
 
 /// The calls of a chunk, as a worker reads them.
 pub(crate) struct Chunk<'a> {
@@ -163,6 +232,7 @@ impl<'a> Chunk<'a> {
         self.left
     }
 
+    /// The arguments of the next call, or its one argument: as the chunk has them.
     pub(crate) fn next_args(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
         if self.left == 0 {
             return Ok(None);
@@ -207,29 +277,74 @@ pub(crate) fn error_result(
 ///
 /// let results = parse_chunk_results(&[0x91, 0x92, 0xc0, 3], 1)?;
 /// assert!(matches!(results[..], [Outcome::Value([3])]));
+/// // None failed, and the worker says so in fewer words: {"all": [3]}.
+/// let results = parse_chunk_results(b"\x81\xa3all\x91\x03", 1)?;
+/// assert!(matches!(results[..], [Outcome::Value([3])]));
 /// # Ok::<(), errback::wire::ProtocolError>(())
 /// ```
 ///
 /// # Errors
 /// The value is something else, or has not a result for each of the `calls`.
 pub fn parse_chunk_results(value: &[u8], calls: usize) -> Result<Vec<Outcome<'_>>, ProtocolError> {
-    let mut scanner = Scanner::new(value);
-    let count = scanner.array()?;
-    // Before any of them is read: a result of three bytes is an `Outcome` of two hundred here.
-    if count != calls {
-        return Err(ProtocolError::new(format!(
-            "{count} results for {calls} items"
-        )));
+    let mut all = Vec::with_capacity(calls.min(value.len()));
+    let mut results = ChunkResults::parse(value, calls)?;
+    while let Some(outcome) = results.next()? {
+        all.push(outcome);
     }
-    let mut results = Vec::with_capacity(count.min(value.len() / 3));
-    for _ in 0..count {
-        match scanner.array()? {
-            2 => results.push(outcome(&mut scanner)?),
-            other => return Err(ProtocolError::new(format!("a result of {other} elements"))),
+    Ok(all)
+}
+
+/// The same, one by one: an `Outcome` has some two hundred bytes, which need not all be there at once.
+pub(crate) struct ChunkResults<'a> {
+    scanner: Scanner<'a>,
+    left: usize,
+    /// Whether they are values, none of which failed, or pairs.
+    bare: bool,
+}
+
+impl<'a> ChunkResults<'a> {
+    pub(crate) fn parse(value: &'a [u8], calls: usize) -> Result<Self, ProtocolError> {
+        let mut scanner = Scanner::new(value);
+        let bare = scanner.is_map();
+        if bare {
+            let members = scanner.map()?;
+            if members != 1 || scanner.text()? != ALL {
+                let sentence = "results in a map that is not {\"all\": [...]}";
+                return Err(ProtocolError::new(sentence));
+            }
+        }
+        let count = scanner.array()?;
+        // Before any of them is read.
+        if count != calls {
+            return Err(ProtocolError::new(format!(
+                "{count} results for {calls} items"
+            )));
+        }
+        Ok(ChunkResults {
+            scanner,
+            left: count,
+            bare,
+        })
+    }
+
+    /// The next one; `None` behind the last, if that is the end.
+    pub(crate) fn next(&mut self) -> Result<Option<Outcome<'a>>, ProtocolError> {
+        if self.left == 0 {
+            self.scanner.end()?;
+            return Ok(None);
+        }
+        self.left -= 1;
+        if self.bare {
+            return self
+                .scanner
+                .value()
+                .map(|value| Some(Outcome::Value(value)));
+        }
+        match self.scanner.array()? {
+            2 => outcome(&mut self.scanner).map(Some),
+            other => Err(ProtocolError::new(format!("a result of {other} elements"))),
         }
     }
-    scanner.end()?;
-    Ok(results)
 }
 
 /// A notification as a frame: `[2, method, [params]]`. It has no answer.

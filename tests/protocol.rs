@@ -169,6 +169,10 @@ fn the_documents_examples_are_what_is_sent() {
             "chunk",
             encode_chunk(8, "demo::add", &[(1, 2), (3, 4)], MAX_FRAME).unwrap(),
         ),
+        (
+            "each",
+            encode_chunk(9, "demo::inc", &[(1,), (2,)], MAX_FRAME).unwrap(),
+        ),
     ]);
     for Example { name, frame, .. } in examples("hex") {
         if let Some(sent) = sent.get(name) {
@@ -280,6 +284,31 @@ fn the_documents_examples_are_understood() {
                     panic!("{results:?}");
                 };
                 assert_eq!(*error, RemoteErrorBody::new(ErrorKind::Panic, "", "4?"));
+            }
+            (
+                "each",
+                Message::Call {
+                    id: 9,
+                    task: wire::EACH,
+                    args,
+                },
+            ) => {
+                let call: (String, Vec<u8>) = decode_value::<(String, [u8; 2])>(args)
+                    .map(|(task, of_each)| (task, of_each.to_vec()))
+                    .unwrap();
+                assert_eq!(call, ("demo::inc".into(), vec![1, 2]));
+            }
+            (
+                "each-answer",
+                Message::Answer(Answer {
+                    id: 9,
+                    outcome: Outcome::Value(value),
+                }),
+            ) => {
+                let results = wire::parse_chunk_results(value, 2).unwrap();
+                let [Outcome::Value([2]), Outcome::Value([3])] = results[..] else {
+                    panic!("{results:?}");
+                };
             }
             (name, message) => panic!("{name} is {message:?}"),
         }
@@ -1217,6 +1246,104 @@ fn gives_or_panics(n: u8) -> Vec<Misbehaves> {
 }
 
 #[test]
+fn a_chunk_for_one_argument_is_the_same_in_either_form() {
+    let mut worker = Worker::start();
+    let mut answers = Vec::new();
+    // The first is what a host sends; the second has an array for each call, as of any number of arguments.
+    let each = encode_chunk(1, gives_bytes.name(), &[(3,), (0,)], MAX_FRAME).unwrap();
+    assert!(each.ends_with(&[0x92, 3, 0]), "{each:02x?}");
+    let map = encode_call(1, wire::MAP, &(gives_bytes.name(), [(3,), (0,)]), MAX_FRAME).unwrap();
+    for frame in [each, map] {
+        worker.send(&frame);
+        answers.push(worker.receive().unwrap());
+    }
+    assert_eq!(answers[0], answers[1]);
+    let Outcome::Value(value) = Answer::parse(&answers[0]).unwrap().outcome else {
+        panic!("an error");
+    };
+    let results = wire::parse_chunk_results(value, 2).unwrap();
+    assert!(
+        matches!(
+            results[..],
+            [
+                Outcome::Value([0xc4, 3, 7, 7, 7]),
+                Outcome::Value([0xc4, 0])
+            ]
+        ),
+        "{results:?}"
+    );
+    // Where an argument is not what the task takes, that call fails, and so does each if it takes another number of them.
+    let wrong = encode_call(2, wire::EACH, &(gives_bytes.name(), (1, "x")), MAX_FRAME).unwrap();
+    let too_few = encode_chunk(3, add.name(), &[(1,), (2,)], MAX_FRAME).unwrap();
+    for (frame, failed) in [(wrong, [false, true]), (too_few, [true, true])] {
+        worker.send(&frame);
+        let frame = worker.receive().unwrap();
+        let Outcome::Value(value) = Answer::parse(&frame).unwrap().outcome else {
+            panic!("an error");
+        };
+        let results = wire::parse_chunk_results(value, 2).unwrap();
+        let kinds = results.iter().map(|result| match result {
+            Outcome::Value(_) => false,
+            Outcome::Error(error) => {
+                assert_eq!(error.kind, ErrorKind::DecodeArgs, "{error:?}");
+                true
+            }
+        });
+        assert!(kinds.eq(failed), "{results:?}");
+    }
+    worker.end().with_code(0);
+}
+
+#[test]
+fn a_chunk_of_big_arguments_is_what_it_is_of_small_ones() {
+    let calls = [(vec![5u8; 3],), (vec![],), (vec![6; 300_000],)];
+    let frame = encode_chunk(1, "f", &calls, MAX_FRAME).unwrap();
+    let Message::Call { task, args, .. } = Message::parse(&frame[4..]).unwrap() else {
+        panic!("{frame:02x?}");
+    };
+    assert_eq!(task, wire::EACH);
+    let all = (Vec::from([5u8; 3]), Vec::<u8>::new(), vec![6u8; 300_000]);
+    let (name, arrived) = decode_value::<(String, (Vec<u8>, Vec<u8>, Vec<u8>))>(args).unwrap();
+    assert_eq!((name.as_str(), arrived), ("f", all));
+    // Those that are not of one mind travel as arrays.
+    let mixed = [vec![1u32], vec![1, 2]];
+    let frame = encode_chunk(1, "f", &mixed, MAX_FRAME).unwrap();
+    assert!(
+        frame.ends_with(&[0x92, 0x91, 1, 0x92, 1, 2]),
+        "{frame:02x?}"
+    );
+}
+
+#[test]
+fn the_short_form_of_results_is_read_as_strictly() {
+    for (bytes, calls) in [
+        (&b"\x81\xa3all\x91\x01"[..], 2),
+        (b"\x81\xa3all\x92\x01\x02", 1),
+        (b"\x81\xa3all\x92\x01", 2),
+        (b"\x81\xa3all\x91\x01\x01", 1),
+        (b"\x81\xa3all\x01", 1),
+        (b"\x81\xa3any\x91\x01", 1),
+        (b"\x80", 0),
+        (b"\x82\xa3all\x91\x01\xa1x\x01", 1),
+        (b"\x81\xa3all", 0),
+    ] {
+        let parsed = wire::parse_chunk_results(bytes, calls);
+        assert!(parsed.is_err(), "{bytes:02x?}: {parsed:?}");
+    }
+    let wide = b"\xdf\0\0\0\x01\xd9\x03all\xdd\0\0\0\x01\xc0";
+    let results = wire::parse_chunk_results(wide, 1).unwrap();
+    assert!(
+        matches!(results[..], [Outcome::Value([0xc0])]),
+        "{results:?}"
+    );
+    assert!(
+        wire::parse_chunk_results(b"\x81\xa3all\x90", 0)
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
 fn a_chunk_that_is_none_is_refused() {
     let hello = HostHello {
         max_frame: 4096,
@@ -1226,6 +1353,11 @@ fn a_chunk_that_is_none_is_refused() {
     for (error, kind) in [
         (worker.refused(wire::MAP, &(1, 2)), ErrorKind::DecodeArgs),
         (worker.refused(wire::MAP, &("x",)), ErrorKind::DecodeArgs),
+        (worker.refused(wire::EACH, &("x", 1)), ErrorKind::DecodeArgs),
+        (
+            worker.refused(wire::EACH, &("nobody", (1, 2))),
+            ErrorKind::UnknownTask,
+        ),
         (
             worker.refused(wire::MAP, &("nobody", [(1,)])),
             ErrorKind::UnknownTask,

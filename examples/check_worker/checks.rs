@@ -52,6 +52,7 @@ checks! {
     "the limits of CPU time and open files are in force" => other_limits,
     "calls are answered in their order, however they come" => order,
     "a chunk has a result for each of its calls" => chunks,
+    "a chunk of one argument each is the same without the arrays around them" => each,
     "a chunk that is none, or of no task, is an error" => bad_chunks,
     "the begun counter counts calls, a chunk once" => begun,
     "a call with the id 0 is like any other, and so is one with the highest id" => ids,
@@ -280,17 +281,64 @@ fn chunks(program: &Program) -> Result<()> {
     host.end_well()
 }
 
+fn each(program: &Program) -> Result<()> {
+    let mut host = Host::start(program)?;
+    let lengths = |wanted: &[u64]| {
+        wanted
+            .iter()
+            .map(|n| Value::Unsigned(*n))
+            .collect::<Vec<_>>()
+    };
+    let wanted: Vec<u64> = (0..300).collect();
+    let all = results(&host.each("check:bytes", &lengths(&wanted))?, wanted.len())?;
+    for (length, result) in wanted.iter().zip(&all) {
+        ensure!(
+            matches!(result, Ok(Value::Bytes(bytes)) if bytes.len() as u64 == *length),
+            "{length} bytes are {result:?}"
+        );
+    }
+    let say = |text: &str| Value::Text(text.into());
+    let all = results(&host.each("check:fail", &[say("a"), say("b")])?, 2)?;
+    ensure!(
+        matches!(all[..], [Err(ErrorKind::Error), Err(ErrorKind::Error)]),
+        "{all:?}"
+    );
+    // Another number of arguments than the task takes.
+    let all = results(
+        &host.each("check:add", &[pair(1, 2), Value::Unsigned(1)])?,
+        2,
+    )?;
+    ensure!(
+        matches!(
+            all[..],
+            [Err(ErrorKind::DecodeArgs), Err(ErrorKind::DecodeArgs)]
+        ),
+        "{all:?}"
+    );
+    let none = results(&host.each("check:fail", &[])?, 0)?;
+    ensure!(none.is_empty(), "{none:?}");
+    host.begun();
+    host.each("check:bytes", &lengths(&[1, 2, 3]))?;
+    let begun = host.begun();
+    ensure!(begun == 1, "the chunk is counted {begun} times");
+    host.is_well()?;
+    host.end_well()
+}
+
 fn bad_chunks(program: &Program) -> Result<()> {
     let mut host = Host::start(program)?;
     let kinds = [
         host.failure(wire::MAP, &())?.kind,
         host.failure(wire::MAP, &(1, 2))?.kind,
         host.failure(wire::MAP, &("check:add", 2))?.kind,
+        host.failure(wire::EACH, &("check:fail", 2))?.kind,
         host.failure(wire::MAP, &("check:nobody", [(1, 2)]))?.kind,
+        host.failure(wire::EACH, &("check:nobody", (1, 2)))?.kind,
     ];
     use ErrorKind::{DecodeArgs, UnknownTask};
+    let (refused, unknown) = kinds.split_at(4);
     ensure!(
-        kinds == [DecodeArgs, DecodeArgs, DecodeArgs, UnknownTask],
+        refused == [DecodeArgs; 4] && unknown == [UnknownTask; 2],
         "{kinds:?}"
     );
     host.is_well()?;
@@ -382,19 +430,24 @@ fn not_utf8(program: &Program) -> Result<()> {
     host.send(&framed(
         b"\x94\x00\x02\xaberrback.map\x92\xaacheck:fail\x93\x91\xa1a\x91\xa2\xff\xfe\x91\xa1b",
     ))?;
-    let frame = host.receive()?.context("no answer")?;
-    let all = results(&frame, 3)?;
-    ensure!(
-        matches!(
-            all[..],
-            [
-                Err(ErrorKind::Error),
-                Err(ErrorKind::DecodeArgs),
-                Err(ErrorKind::Error)
-            ]
-        ),
-        "{all:?}"
-    );
+    host.send(&framed(
+        b"\x94\x00\x03\xacerrback.each\x92\xaacheck:fail\x93\xa1a\xa2\xff\xfe\xa1b",
+    ))?;
+    for _ in 0..2 {
+        let frame = host.receive()?.context("no answer")?;
+        let all = results(&frame, 3)?;
+        ensure!(
+            matches!(
+                all[..],
+                [
+                    Err(ErrorKind::Error),
+                    Err(ErrorKind::DecodeArgs),
+                    Err(ErrorKind::Error)
+                ]
+            ),
+            "{all:?}"
+        );
+    }
     host.end_well()
 }
 

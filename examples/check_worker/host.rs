@@ -235,6 +235,13 @@ impl Host {
         self.receive()?.context("it ended instead of answering")
     }
 
+    /// The same for calls of one argument.
+    pub(crate) fn each(&mut self, task: &str, arguments: &[Value]) -> Result<Vec<u8>> {
+        let id = self.fresh_id();
+        self.send_call(id, wire::EACH, &(task, arguments))?;
+        self.receive()?.context("it ended instead of answering")
+    }
+
     /// How many calls the worker has begun since the last time.
     pub(crate) fn begun(&mut self) -> u64 {
         let mut count = [0; 8];

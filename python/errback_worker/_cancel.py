@@ -60,8 +60,9 @@ class Window:
         """The call that is running."""
         self.request: Optional[int] = None
         """The call that the last request was for."""
-        self.up = False
-        """Something has happened that a chunk must look at between two of its calls."""
+        self.calls: Optional[tuple[int, list[Any]]] = None
+        """The chunk that is running, by its call, and what is still to be run of it. Whoever wants it to end empties the
+        list, so that nothing needs to be looked at between two of its calls."""
         # A method would be a new object each time that it is asked for, and these are compared.
         self._handlers = {signal.SIGINT: self._interrupt}
 
@@ -82,7 +83,14 @@ class Window:
     def check(self) -> None:
         """Raises where a request for this call has come before it began, or between two calls of a chunk."""
         if self.request is not None and self.request == self.job:
+            self.open = None
             raise JobCancelled(_WHY)
+
+    def take_calls(self, id: Optional[int] = None) -> None:
+        """Ends the chunk that is running, if it is this one, or whichever it is."""
+        calls = self.calls
+        if calls is not None and (id is None or calls[0] == id):
+            calls[1].clear()
 
     def _listen(self, requests: socket.socket) -> None:
         main = threading.main_thread().ident
@@ -99,7 +107,7 @@ class Window:
                 continue
             (wanted,) = _ID.unpack(packet)
             self.request = wanted
-            self.up = True
+            self.take_calls(wanted)
             pause = _FIRST_PAUSE
             while self.open == wanted:
                 signal.pthread_kill(main, _SIGNAL)

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import traceback
-from itertools import starmap
+from itertools import groupby, starmap
 from typing import Any, Callable, Iterator, NoReturn, Optional
 
 from errback_worker import _failures, _start, _wire
@@ -41,7 +41,8 @@ class Jobs:
             window.listen(requests)
 
     def _note_fork(self) -> None:
-        self._forked = window.up = True
+        self._forked = True
+        window.take_calls()
 
     def serve(self) -> None:
         """Answers calls until the host closes the connection."""
@@ -73,8 +74,8 @@ class Jobs:
         # Before all else: the host tells by it which calls this worker has begun with.
         self._count()
         try:
-            if task == _wire.MAP:
-                return self._run_chunk(id, args)
+            if task == _wire.MAP or task == _wire.EACH:
+                return self._run_chunk(id, args, task == _wire.EACH)
             return self._run_one(id, task, args)
         except UnknownTask as error:
             return self._encoder.error(id, _failures.error("unknown_task", str(error)))
@@ -106,10 +107,10 @@ class Jobs:
         del args
         return self._encoder.answer(id, value)
 
-    def _run_chunk(self, id: int, args: Any) -> list[_wire.Buffer]:
+    def _run_chunk(self, id: int, args: Any, each: bool) -> list[_wire.Buffer]:
         if type(args) is _wire.Undecodable:
             return self._encoder.error(id, _failures.error("decode_args", args.why))
-        if len(args) != 2 or type(args[0]) is not str or type(args[1]) is not list:
+        if len(args) != 2 or type(args[0]) is not str or not isinstance(args[1], list):
             return self._encoder.error(id, _failures.error("decode_args", "not a task and an array of calls"))
         name, calls = args
         task = self._table.find(name)
@@ -117,8 +118,9 @@ class Jobs:
         try:
             try:
                 window.job = id
+                window.calls = (id, calls)
                 window.open = id
-                self._run_calls(id, task, calls, results)
+                self._run_calls(self._runs(task, calls, each), results)
             finally:
                 window.open = None
         except _wire.EncodeError:
@@ -127,35 +129,34 @@ class Jobs:
             self._end_child(failure)
             return self._encoder.error(id, _failures.describe(failure))
         finally:
-            window.job = None
+            window.job = window.calls = None
         self._end_child(None)
-        return self._encoder.results(id, len(calls), results)
+        return self._encoder.results(id, results)
 
-    def _run_calls(self, id: int, task: Task, calls: list[Any], results: _wire.Results) -> None:
-        # An iterator goes on behind an exception of the function that it calls.
-        if task.takes_all(calls):
-            if calls:
-                window.check()
-            runs: Iterator[Any] = starmap(task.function, calls)
-        else:
-            runs = map(self._checked(task), calls)
-        look, simple = window, _wire.SIMPLE
-        add_simple = results.simple.append
+    def _runs(self, task: Task, calls: list[Any], each: bool) -> Iterator[Any]:
+        """Runs the next call each time that it is asked. It goes on behind an exception of one."""
+        readable = type(calls) is not _wire.Patchy
+        run = self._checked(task)
+        if each:
+            if readable and task.takes_count(1):
+                return map(task.function, calls)
+            return map(lambda argument: run(argument if type(argument) is _wire.Undecodable else [argument]), calls)
+        if readable and task.takes_all(calls):
+            return starmap(task.function, calls)
+        return map(run, calls)
+
+    def _run_calls(self, runs: Iterator[Any], results: _wire.Results) -> None:
+        simple = _wire.SIMPLE
         while True:
             try:
                 window.check()
-                for value in runs:
-                    if type(value) in simple:
-                        add_simple(value)
+                # Values of one type come in groups, and go on their way without a step of Python's own for each.
+                for kind, values in groupby(runs, type):
+                    if kind in simple:
+                        results.simple.extend(values)
                     else:
-                        self._add(results, value)
-                    # To the host, the chunk is one job: a request means all that is left of it.
-                    if look.up:
-                        look.up = False
-                        if window.request == id or self._forked:
-                            break
-                else:
-                    return
+                        for value in values:
+                            self._add(results, value)
             except _Refused as refused:
                 results.error(_failures.error("decode_args", str(refused)))
             except BaseException as failure:
@@ -164,7 +165,10 @@ class Jobs:
                     raise
                 results.error(_failures.describe(failure))
             else:
+                # All have run; or a fork or a request has taken the rest away.
                 self._end_child(None)
+                window.check()
+                return
 
     def _checked(self, task: Task) -> Callable[[Any], Any]:
         """The function behind a look at its arguments, call by call."""

@@ -27,6 +27,9 @@ MIN_FRAME = 1024
 MAP = "errback.map"
 """The name under which a chunk of calls comes."""
 
+EACH = "errback.each"
+"""The same for calls of one argument, each of which is there without an array around it."""
+
 SIMPLE = frozenset((type(None), bool, int, float, str, bytes))
 """The types of values that nobody can change, and that have nothing in them."""
 
@@ -35,6 +38,7 @@ _CONTAINERS = frozenset((list, dict))
 _KNOWN = SIMPLE | _CONTAINERS
 _KNOWN_RESULTS = _KNOWN | frozenset((tuple,))
 _PAIR = b"\x92\xc0"
+_ALL = b"\x81\xa3all"
 _ANSWER = struct.Struct(">IBBBQB")
 _ERROR_ANSWER = struct.Struct(">IBBBQ")
 
@@ -50,6 +54,10 @@ class Undecodable:
 
     def __init__(self, why: str) -> None:
         self.why = why
+
+
+class Patchy(list[Any]):
+    """The calls of a chunk, of which some may be :class:`Undecodable`."""
 
 
 class EncodeError(Exception):
@@ -98,15 +106,21 @@ def parse(body: Buffer) -> list[Any]:
 
 def _check_depth(value: list[Any]) -> None:
     """Goes down level by level, in C where a level is flat: an array of a million numbers costs a few milliseconds."""
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
+    level = gc.get_referents(value)
+    for _ in range(MAX_DEPTH - 1):
         inner = gc.get_referents(*level)
-        types = set(map(type, inner))
-        if types.isdisjoint(_CONTAINERS):
+        # What is empty itself is no deeper than the limit here.
+        if not inner:
             return
+        types = set(map(type, level))
         # Simple values refer to nothing, and may stay. Extension types do.
-        level = inner if types <= _KNOWN else [item for item in inner if type(item) in _CONTAINERS]
-    raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
+        if not types <= _KNOWN:
+            if types.isdisjoint(_CONTAINERS):
+                return
+            inner = gc.get_referents(*[item for item in level if type(item) in _CONTAINERS])
+        level = inner
+    if not _CONTAINERS.isdisjoint(map(type, level)):
+        raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
 
 
 def _parse_slowly(body: memoryview, error: Exception) -> list[Any]:
@@ -135,14 +149,25 @@ def _arguments(body: memoryview, task: str, start: int, error: Exception) -> Any
     """Arguments one by one. A chunk's are looked at by calls, so that one that is unreadable fails alone."""
     scanner = Scanner(body, start)
     count = scanner.array()
-    if task == MAP and count == 2:
+    if task in (MAP, EACH) and count == 2:
+        one = _call_arguments if task == MAP else _argument
         try:
             name = scanner.text()
-            calls = [_call_arguments(scanner) for _ in range(scanner.array())]
+            calls = Patchy(one(scanner) for _ in range(scanner.array()))
         except ProtocolError as fault:
             return Undecodable(f"not a task and an array of calls: {fault}")
         return [name, calls]
     return _call_arguments(Scanner(body, start), error)
+
+
+def _argument(scanner: Scanner) -> Any:
+    value = scanner.value()
+    try:
+        return unpack(value)
+    except MemoryError:
+        raise
+    except Exception as fault:
+        return Undecodable(f"argument 1 cannot be read: {type(fault).__name__}: {fault}")
 
 
 def _call_arguments(scanner: Scanner, error: Optional[Exception] = None) -> Any:
@@ -303,9 +328,9 @@ class Encoder:
             length = len(piece)
         return self._framed(id, pieces, length)
 
-    def results(self, id: int, count: int, results: Results) -> list[Buffer]:
+    def results(self, id: int, results: Results) -> list[Buffer]:
         """The answer to a chunk."""
-        pieces = [_array_header(count), *results.pieces()]
+        pieces = results.pieces()
         return self._framed(id, pieces, sum(map(len, pieces)))
 
     def error(self, id: int, error: dict[str, Any]) -> list[Buffer]:
@@ -361,44 +386,86 @@ class Encoder:
         """``[error, nil]``."""
         return b"\x92" + self._pack(error) + b"\xc0"
 
-    def bare(self, pairs: list[tuple[None, Any]]) -> Buffer:
-        """Many pairs of simple values behind each other."""
-        packed = self._pack(pairs)
+    def bare(self, values: list[Any]) -> Buffer:
+        """Many simple values, or pairs of such, behind each other."""
+        packed = self._pack(values)
         if len(packed) > _KEEP_BUFFER:
             self._packer = _new_packer()
-        return memoryview(packed)[len(_array_header(len(pairs))) :]
+        return memoryview(packed)[len(_array_header(len(values))) :]
 
 
 class Results:
-    """The results of a chunk, as they come. One that does not fit behind the others is an error of its own."""
+    """The results of a chunk, as they come. One that does not fit behind the others is an error of its own.
+
+    Until one fails, they are bare values, as the shorter form of the answer wants them; and those that nobody can change
+    are not even encoded.
+    """
 
     def __init__(self, encoder: Encoder, count: int) -> None:
         self._encoder = encoder
+        self._count = count
         self._room = encoder.max_frame - (_ANSWER.size - 4) - len(_array_header(count))
-        self._pieces: list[Buffer] = []
+        # Encoded values and lists of simple ones, in their order, as long as none has failed. How long the encoded are.
+        self._bare: list[Union[list[Any], Buffer]] = []
+        self._length = 0
+        # After that.
+        self._failed = False
+        self._pairs: list[Buffer] = []
         self.simple: list[Any] = []
         """Values of the types in ``SIMPLE`` that come behind all others: many are encoded in one go."""
 
     def value(self, value: Any) -> None:
-        """Adds ``[nil, value]``. It is encoded now: the task may change it later."""
-        self._encode_simple()
-        self._add_value(value)
+        """Adds a value. It is encoded now: the task may change it later."""
+        self._end_simple()
+        # Two levels are around it in the answer, in either form.
+        piece = self._encoder.value(value, 2)
+        if self._failed:
+            return self._add_value(piece)
+        self._check_room(len(piece), self._room - self._length)
+        self._length += len(piece)
+        self._bare.append(piece)
 
     def error(self, error: dict[str, Any]) -> None:
-        """Adds ``[error, nil]``."""
-        self._encode_simple()
+        """Adds an error."""
+        self._fail()
         self._add_error(error)
 
     def pieces(self) -> list[Buffer]:
-        """The bytes of all of them."""
-        self._encode_simple()
-        return self._pieces
+        """``{"all": [value, ...]}``, or pairs, ``[nil, value]`` and ``[error, nil]``, if one has failed."""
+        self._end_simple()
+        if not self._failed:
+            pieces: list[Buffer] = [_ALL + _array_header(self._count)]
+            try:
+                pieces.extend(self._encoder.bare(part) if isinstance(part, list) else part for part in self._bare)
+                if sum(map(len, pieces)) - len(pieces[0]) <= self._room - len(_ALL):
+                    return pieces
+            except Exception:
+                # One of them is too big an integer, or no Unicode: it is found below.
+                pass
+        self._fail()
+        return [_array_header(self._count), *self._pairs]
 
-    def _encode_simple(self) -> None:
-        values = self.simple[:]
-        if not values:
-            return
-        self.simple.clear()
+    def _end_simple(self) -> None:
+        values = self.simple
+        if values:
+            self.simple = []
+            if self._failed:
+                self._add_simple(values)
+            else:
+                self._bare.append(values)
+
+    def _fail(self) -> None:
+        """Makes pairs of what is there."""
+        self._end_simple()
+        self._failed = True
+        bare, self._bare = self._bare, []
+        for part in bare:
+            if isinstance(part, list):
+                self._add_simple(part)
+            else:
+                self._add_or_fail(part)
+
+    def _add_simple(self, values: list[Any]) -> None:
         try:
             piece = self._encoder.bare(list(zip(repeat(None), values)))
         except Exception:
@@ -408,20 +475,28 @@ class Results:
             return self._add(piece)
         for value in values:
             try:
-                self._add_value(value)
+                encoded = self._encoder.value(value, 2)
             except EncodeError as error:
                 self._add_error({"kind": "encode_result", "message": str(error)})
+            else:
+                self._add_or_fail(encoded)
 
-    def _add_value(self, value: Any) -> None:
-        # Two levels of arrays are around it in the answer.
-        piece = self._encoder.value(value, 2)
-        length = len(_PAIR) + len(piece)
-        if length > self._room:
-            raise EncodeError(
-                f"result: it needs {length} bytes, and {self._room} are left for the results of this chunk"
-            )
+    def _add_or_fail(self, piece: Buffer) -> None:
+        try:
+            self._add_value(piece)
+        except EncodeError as error:
+            self._add_error({"kind": "encode_result", "message": str(error)})
+
+    def _add_value(self, piece: Buffer) -> None:
+        self._check_room(len(_PAIR) + len(piece), self._room)
         self._add(_PAIR)
         self._add(piece)
+
+    def _check_room(self, length: int, room: int) -> None:
+        if length > room:
+            raise EncodeError(
+                f"result: it needs {length} bytes, and {room} are left for the results of this chunk"
+            )
 
     def _add_error(self, error: dict[str, Any]) -> None:
         for shorter in _ever_shorter(error):
@@ -432,7 +507,7 @@ class Results:
 
     def _add(self, piece: Buffer) -> None:
         self._room -= len(piece)
-        self._pieces.append(piece)
+        self._pairs.append(piece)
 
 
 def _new_packer() -> Any:

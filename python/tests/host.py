@@ -163,6 +163,11 @@ def _text(file):
     return file.read().decode()
 
 
+def as_pairs(results):
+    """The results of a chunk, of whichever form, as pairs."""
+    return [[None, value] for value in results["all"]] if isinstance(results, dict) else results
+
+
 def framed(message):
     body = msgpack.packb(message)
     return struct.pack(">I", len(body)) + body

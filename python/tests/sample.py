@@ -223,3 +223,21 @@ def counts():
     """The same list each time."""
     counted[0] += 1
     return counted
+
+
+def counts_from(number):
+    """The same list each time, but for some that are simple."""
+    counted[0] = number
+    return counted if number % 3 else number
+
+
+def swallows_if(number):
+    """Once 3 has come, it waits for the request and takes no notice of it."""
+    if number == 3:
+        try:
+            time.sleep(600)
+        except errback_worker.JobCancelled:
+            pass
+    if number > 3:
+        os._exit(7)
+    return number

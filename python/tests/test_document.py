@@ -68,9 +68,12 @@ class Document(unittest.TestCase):
         results = _wire.Results(encoder, 2)
         results.simple.append(3)
         results.error({"kind": "panic", "message": "4?"})
+        all_good = _wire.Results(encoder, 2)
+        all_good.simple += [2, 3]
         written = {
             "answer": encoder.answer(7, 3),
-            "chunk-answer": encoder.results(8, 2, results),
+            "chunk-answer": encoder.results(8, results),
+            "each-answer": encoder.results(9, all_good),
         }
         for name, said, frame in examples("hex"):
             if name == "answer-with-error":

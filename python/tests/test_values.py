@@ -14,6 +14,7 @@ import uuid
 import msgpack
 
 from errback_worker import _wire, as_numpy
+from tests.host import as_pairs
 
 try:
     import numpy
@@ -201,14 +202,17 @@ class Values(unittest.TestCase):
                             results.value(value)
                         except _wire.EncodeError as error:
                             results.error({"kind": "encode_result", "message": str(error)})
-                    frame = b"".join(encoder.results(1, len(values), results))
+                    frame = b"".join(encoder.results(1, results))
                 except _wire.EncodeError:
                     self.assertEqual(max_frame, 1024)
                     continue
                 self.assertEqual(int.from_bytes(frame[:4], "big"), len(frame) - 4)
                 self.assertLessEqual(len(frame) - 4, max_frame)
-                pairs = msgpack.unpackb(frame[4:])[3]
+                answered = msgpack.unpackb(frame[4:])[3]
+                pairs = as_pairs(answered)
                 self.assertEqual(len(pairs), len(values))
+                # The short form is for those of which none failed, and no other is.
+                self.assertEqual(isinstance(answered, dict), all(error is None for error, _ in pairs))
                 for (error, arrived), value in zip(pairs, values):
                     if error is None:
                         self.assertEqual(arrived, list(value) if isinstance(value, tuple) else sent(value))

@@ -16,7 +16,7 @@ import time
 import unittest
 from pathlib import Path
 
-from tests.host import DEADLINE, PACKAGE, Host, embedded
+from tests.host import DEADLINE, PACKAGE, Host, as_pairs, embedded
 
 
 class Jobs(unittest.TestCase):
@@ -69,8 +69,27 @@ class Jobs(unittest.TestCase):
     def test_a_result_is_encoded_when_it_is_given(self):
         with Host() as host:
             results = host.result("errback.map", "sample:counts", [[], [], []])
-            self.assertEqual(results, [[None, [1]], [None, [2]], [None, [3]]])
+            self.assertEqual(as_pairs(results), [[None, [1]], [None, [2]], [None, [3]]])
             self.assertEqual(host.begun(), 1)
+            results = host.result("errback.each", "sample:counts_from", list(range(8)))
+            self.assertEqual(results, {"all": [0, [1], [2], 3, [4], [5], 6, [7]]})
+
+    def test_a_chunk_of_one_argument_each(self):
+        with Host() as host:
+            many = [*range(5000), 2.5, None, True, "text", b"bytes", [1, [2]], {"a": 1}]
+            self.assertEqual(host.result("errback.each", "sample:echo", many), {"all": many})
+            self.assertEqual(host.result("errback.each", "sample:variadic", [[1, 2], 3]), {"all": [1, 1]})
+            self.assertEqual(host.result("errback.each", "sample:add", [1, 2]), {"all": [2, 3]})
+            self.assertEqual(host.result("errback.each", "sample:echo", []), {"all": []})
+            for (error, value), number in zip(host.result("errback.each", "sample:divide", [1, 2]), (1, 2)):
+                self.assertEqual((error["kind"], value), ("decode_args", None))
+                self.assertIn("missing a required argument: 'b'", error["message"])
+            # One fails, in its own place; and then there are pairs.
+            results = host.result("errback.each", "sample:add", [1, "x", 2, [], 2**64 - 1, 3])
+            self.assertEqual([value for _, value in results], [2, None, 3, None, None, 4])
+            kinds = [error and error["kind"] for error, _ in results]
+            self.assertEqual(kinds, [None, "error", None, "error", "encode_result", None])
+            self.assertEqual(host.end(), 0)
 
     def test_a_memory_limit(self):
         with Host(hello={"memory_limit": 1 << 30}.items()) as host:
@@ -112,7 +131,7 @@ class Hostile(unittest.TestCase):
             self.assertIn("ValueError: in the child", host.stderr())
             calls = [[number, 3] for number in range(8)]
             results = host.result("errback.map", "sample:fork_at", calls)
-            self.assertEqual(results, [[None, 0 if number == 3 else number] for number in range(8)])
+            self.assertEqual(as_pairs(results), [[None, 0 if number == 3 else number] for number in range(8)])
             self.assertEqual(host.result("sample:add", 1, 2), 3)
             self.assertEqual(host.end(), 0)
 
@@ -219,6 +238,15 @@ class Requests(unittest.TestCase):
             self.assertEqual(error["type"], "errback_worker.JobCancelled")
             error, _ = self.asked(host, "errback.map", "sample:spin_for", [[1000]] * 100_000)
             self.assertEqual(error["type"], "errback_worker.JobCancelled")
+            error, _ = self.asked(host, "errback.each", "sample:spin_for", [1000] * 100_000)
+            self.assertEqual(error["type"], "errback_worker.JobCancelled")
+
+    def test_a_request_that_a_call_swallows_ends_its_chunk_all_the_same(self):
+        with Host() as host:
+            error, _ = self.asked(host, "errback.each", "sample:swallows_if", list(range(8)))
+            self.assertEqual(error["type"], "errback_worker.JobCancelled")
+            self.assertEqual(host.result("sample:add", 1, 2), 3)
+            self.assertEqual(host.end(), 0)
 
     def test_requests_for_others_are_passed_over(self):
         with Host() as host:

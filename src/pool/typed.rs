@@ -213,10 +213,13 @@ fn decode_items<F: Task>(
     items: usize,
     bytes: &[u8],
 ) -> Result<Results<F>, ProtocolError> {
-    Ok(wire::parse_chunk_results(bytes, items)?
-        .into_iter()
-        .map(|outcome| decode::<F>(called, Outcome::Answer(outcome)))
-        .collect())
+    let mut outcomes = wire::ChunkResults::parse(bytes, items)?;
+    // As many as were asked for, and none has less than a byte.
+    let mut results = Vec::with_capacity(items.min(bytes.len()));
+    while let Some(outcome) = outcomes.next()? {
+        results.push(decode::<F>(called, Outcome::Answer(outcome)));
+    }
+    Ok(results)
 }
 
 /// The failure that a worker's error stands for.

@@ -20,6 +20,8 @@ use crate::wire::{DecodeError, Encoder, ErrorKind, RemoteErrorBody, ValueReader,
 #[doc(hidden)]
 pub struct Call<'a> {
     args: &'a [u8],
+    /// Whether that is the one argument, and no array.
+    one: bool,
     result: &'a mut Encoder,
     step: Step,
 }
@@ -44,9 +46,15 @@ impl<'a> Call<'a> {
     pub(crate) fn new(args: &'a [u8], result: &'a mut Encoder) -> Call<'a> {
         Call {
             args,
+            one: false,
             result,
             step: Step::Decoding,
         }
+    }
+
+    /// Whether what is there is the one argument, and not an array of all.
+    pub(crate) fn of_one(self, one: bool) -> Call<'a> {
+        Call { one, ..self }
     }
 
     pub(crate) fn step(&self) -> Step {
@@ -60,7 +68,10 @@ impl<'a> Call<'a> {
         names: &'static [&'static str],
     ) -> Result<Arguments<'a>, Box<RemoteErrorBody>> {
         let mut values = ValueReader::new(self.args);
-        let given = values.array().map_err(refused_args)?;
+        let given = match self.one {
+            true => 1,
+            false => values.array().map_err(refused_args)?,
+        };
         let taken = names.len();
         if given != taken {
             let s = if taken == 1 { "" } else { "s" };

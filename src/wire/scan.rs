@@ -33,9 +33,24 @@ impl<'a> Scanner<'a> {
     /// The bytes of the next value.
     pub(crate) fn value(&mut self) -> Result<&'a [u8], ProtocolError> {
         let start = self.rest;
+        match self.head()? {
+            Head::Bytes(length) => {
+                self.take(length)?;
+            }
+            Head::Values(0) => {}
+            Head::Values(values) => self.values(values)?,
+        }
+        Ok(&start[..start.len() - self.rest.len()])
+    }
+
+    /// Passes over the values of an array or a map. Apart, since most values are neither, and the counters are four
+    /// kilobytes to be zeroed.
+    #[inline(never)]
+    fn values(&mut self, values: u64) -> Result<(), ProtocolError> {
         // How many values each open array or map still needs, the innermost last.
         let mut open = [0u64; MAX_DEPTH];
-        let mut depth = 0;
+        open[0] = values;
+        let mut depth = 1;
         loop {
             match self.head()? {
                 Head::Bytes(length) => {
@@ -54,7 +69,7 @@ impl<'a> Scanner<'a> {
             }
             loop {
                 if depth == 0 {
-                    return Ok(&start[..start.len() - self.rest.len()]);
+                    return Ok(());
                 }
                 open[depth - 1] -= 1;
                 if open[depth - 1] > 0 {
@@ -72,6 +87,21 @@ impl<'a> Scanner<'a> {
             0xdc => self.length::<2>(),
             0xdd => self.length::<4>(),
             marker => Err(unexpected("an array", marker)),
+        }
+    }
+
+    /// Whether a map comes next.
+    pub(crate) fn is_map(&self) -> bool {
+        matches!(self.rest, [0x80..=0x8f | 0xde | 0xdf, ..])
+    }
+
+    /// How many members a map has.
+    pub(crate) fn map(&mut self) -> Result<usize, ProtocolError> {
+        match self.byte()? {
+            marker @ 0x80..=0x8f => Ok(usize::from(marker & 0x0f)),
+            0xde => self.length::<2>(),
+            0xdf => self.length::<4>(),
+            marker => Err(unexpected("a map", marker)),
         }
     }
 

@@ -44,14 +44,15 @@ impl Jobs {
             )));
         }
         match task {
-            wire::MAP => self.run_chunk(frame, args),
-            task => run(self.tasks.find(task)?, frame, args),
+            wire::MAP => self.run_chunk(frame, args, false),
+            wire::EACH => self.run_chunk(frame, args, true),
+            task => run(self.tasks.find(task)?, Call::new(args, frame)),
         }
     }
 
-    /// The results of a chunk are an array with a pair for each job, `[nil, value]` or `[error, nil]`: the failure of
-    /// one is no matter to the others.
-    fn run_chunk(&self, frame: &mut Encoder, args: &[u8]) -> Ran {
+    /// A chunk, of calls of one argument `each` or of any number. Its results are an array with a pair for each job,
+    /// `[nil, value]` or `[error, nil]`: the failure of one is no matter to the others.
+    fn run_chunk(&self, frame: &mut Encoder, args: &[u8], each: bool) -> Ran {
         let refused =
             |error: DecodeError| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string());
         let mut chunk = Chunk::parse(args).map_err(refused)?;
@@ -59,7 +60,7 @@ impl Jobs {
         wire::begin_results(frame, chunk.len()).map_err(too_long)?;
         while let Some(args) = chunk.next_args().map_err(refused)? {
             let start = wire::begin_result(frame).map_err(too_long)?;
-            if let Err(error) = run(entry, frame, args) {
+            if let Err(error) = run(entry, Call::new(args, frame).of_one(each)) {
                 wire::error_result(frame, start, *error).map_err(too_long)?;
             }
         }
@@ -79,9 +80,8 @@ fn too_long(error: wire::EncodeError) -> RemoteErrorBody {
     RemoteErrorBody::new(ErrorKind::EncodeResult, "", message)
 }
 
-/// Runs one job. Its result has then been added to `frame`, or, where it failed, some part of it.
-fn run(entry: &TaskEntry, frame: &mut Encoder, args: &[u8]) -> Ran {
-    let mut call = Call::new(args, frame);
+/// Runs one job. Its result has then been added to its frame, or, where it failed, some part of it.
+fn run(entry: &TaskEntry, mut call: Call<'_>) -> Ran {
     let outcome = panics::recorded(|| catch_unwind(AssertUnwindSafe(|| entry.run(&mut call))));
     match outcome {
         (Ok(result), _) => result,

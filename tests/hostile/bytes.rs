@@ -389,7 +389,15 @@ pub fn message(source: &mut Source<'_>) -> Vec<u8> {
                 .map(|_| (Tree::new(source),))
                 .collect();
             let chunk = encode_chunk(id, echo.name(), &trees, MAX_FRAME).expect("a chunk");
-            if kind == 4 { chunk } else { answer(chunk) }
+            match kind {
+                4 => chunk,
+                _ if source.flag() => answer(chunk),
+                // As a worker in another language may say it.
+                _ => {
+                    let all = std::collections::BTreeMap::from([("all", trees)]);
+                    answer(encode_call(id, echo.name(), &(all,), MAX_FRAME).expect("a call"))
+                }
+            }
         }
         6 => HostHello {
             protocol: source.number() as u32,

@@ -76,6 +76,10 @@ fn more_results_than_calls_are_refused_unread() {
     let (parsed, cost) = memory::cost(|| wire::parse_chunk_results(&results, 1));
     assert!(parsed.is_err());
     assert!(cost.peak < 4096, "{cost:?}");
+    let results = [b"\x81\xa3all", &many(MANY, &[0xc0])[..]].concat();
+    let (parsed, cost) = memory::cost(|| wire::parse_chunk_results(&results, 1));
+    assert!(parsed.is_err());
+    assert!(cost.peak < 4096, "{cost:?}");
 }
 
 #[test]
