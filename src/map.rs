@@ -24,9 +24,9 @@ use crate::task::{Limits, Task};
 const AHEAD: usize = 4;
 /// How many parts a known number of items is divided into for each worker, so that an uneven load evens out.
 const PARTS: usize = 4;
-/// The largest chunk by default. By then a chunk's own cost is a hundredth of that of its items, however small they are,
-/// and the workers need not wait long for the first.
-const LARGEST: usize = 1 << 11;
+/// The largest chunk by default. By then a chunk's own cost, four switches between threads and their wait for a CPU, is a
+/// hundredth of that of its items, however small they are, and the workers need not wait long for the first.
+const LARGEST: usize = 1 << 13;
 /// The largest chunk when it is not known how many items there are.
 const LARGEST_UNKNOWN: usize = 1 << 10;
 
@@ -238,7 +238,7 @@ where
     I::Item: MapItem<F::Args>,
 {
     /// How many items travel together. Default: a number of items that is known is divided into four parts for each
-    /// worker, of at most 2,048 items; otherwise chunks grow from 1 to 1,024. Items of a task with a
+    /// worker, of at most 8,192 items; otherwise chunks grow from 1 to 1,024. Items of a task with a
     /// [`timeout`](Task::timeout) or an [expiry](Task::expires) travel alone; in chunks that you ask for, the limit is the whole chunk's.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.size = ChunkSize::Fixed(items.max(1));

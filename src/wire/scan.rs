@@ -155,6 +155,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    #[inline]
     fn head(&mut self) -> Result<Head, ProtocolError> {
         Ok(match self.byte()? {
             0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => Head::Bytes(0),
@@ -185,6 +186,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    #[inline]
     fn byte(&mut self) -> Result<u8, ProtocolError> {
         Ok(self.take(1)?[0])
     }
@@ -197,18 +199,22 @@ impl<'a> Scanner<'a> {
             .fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
     }
 
+    #[inline]
     fn take(&mut self, length: usize) -> Result<&'a [u8], ProtocolError> {
         let Some((taken, rest)) = self.rest.split_at_checked(length) else {
-            let there = self.rest.len();
-            return Err(ProtocolError::new(format!(
-                "a length of {length} where {there} bytes are left"
-            )));
+            return Err(too_short(length, self.rest.len()));
         };
         self.rest = rest;
         Ok(taken)
     }
 }
 
+#[cold]
+fn too_short(length: usize, there: usize) -> ProtocolError {
+    ProtocolError::new(format!("a length of {length} where {there} bytes are left"))
+}
+
+#[cold]
 fn unexpected(wanted: &str, marker: u8) -> ProtocolError {
     ProtocolError::new(format!(
         "{wanted} was due, and the marker {marker:02x} came"

@@ -32,7 +32,10 @@ rows! {
 
     fn c5_a_job_that_takes_too_long_is_asked_to_stop_and_its_worker_stays() {
         for task in [sleep, spin] {
-            let mut invariant = invariant().with_bystander();
+            let before = Belongings::now();
+            // The usual grace is short for a machine that has much else to do.
+            let pool = builder().size(2).cancel_grace(Duration::from_secs(20)).build().expect("a pool");
+            let mut invariant = Invariant::of(pool, before).with_bystander();
             let victim = invariant.pool.apply_async(task.timeout(LIMIT), (invariant.gate.path.clone(),));
             let held = invariant.gate.held();
             invariant.queue();
