@@ -217,7 +217,7 @@ impl Pool {
             Err(gone) => return fail(gone),
         };
         let shared = Arc::clone(self.shared());
-        shared.on_room(Box::new(move |room| remote.fire(Ok(room))));
+        let _ticket = shared.on_room(Box::new(move |room| remote.fire(Ok(room))));
         d
     }
 }

@@ -371,10 +371,14 @@ impl Pool {
     pub fn wait_for_room(&self, patience: Duration) -> Option<Room> {
         let (sender, receiver) = std::sync::mpsc::channel();
         // The room of who does not wait any more is given back when the message is dropped.
-        self.shared().on_room(Box::new(move |room| {
+        let ticket = self.shared().on_room(Box::new(move |room| {
             let _ = sender.send(room);
         }));
-        receiver.recv_timeout(patience).ok()
+        let room = receiver.recv_timeout(patience).ok();
+        if room.is_none() {
+            self.shared().leave_line(ticket);
+        }
+        room
     }
 
     /// How many workers there may be.
@@ -524,29 +528,50 @@ impl Shared {
     }
 
     /// Calls `call` once there is room for a job in the backlog, or the pool closes: here and now, or on a thread of the
-    /// pool's. Those who wait are called in their order, one for each place.
-    pub(crate) fn on_room(self: &Arc<Self>, call: Box<dyn FnOnce(Room) + Send>) {
+    /// pool's. Those who wait are called in their order, one for each place. Returns by what to leave the line again.
+    pub(crate) fn on_room(self: &Arc<Self>, call: Box<dyn FnOnce(Room) + Send>) -> u64 {
         if self.forked().is_some() {
-            return; // whoever waits is told by the drop of its call
+            return 0; // whoever waits is told by the drop of its call
         }
         let mut state = self.state.lock();
-        state.in_line.push_back(call);
+        state.last_ticket += 1;
+        let ticket = state.last_ticket;
+        state.in_line.push_back((ticket, call));
         self.admit(state);
+        ticket
     }
 
-    /// Calls those for whom there is room now.
-    fn admit(self: &Arc<Self>, mut state: parking_lot::MutexGuard<'_, State>) {
-        if state.in_line.is_empty() {
+    /// Whoever has this ticket does not wait any more.
+    fn leave_line(&self, ticket: u64) {
+        if self.forked().is_some() {
             return;
         }
-        let admitted = state.admit(self.settings.backlog);
+        let mut state = self.state.lock();
+        let found = state.in_line.binary_search_by_key(&ticket, |it| it.0);
+        let left = found.ok().and_then(|at| state.in_line.remove(at));
         drop(state);
-        for call in admitted {
-            let room = Room {
-                shared: Arc::downgrade(self),
-            };
-            // What panics in there has been reported by the panic hook.
-            let _ = catch_unwind(AssertUnwindSafe(|| call(room)));
+        drop(left);
+    }
+
+    /// Calls those for whom there is room now. Whoever is called may let go of his room at once: then the next one is
+    /// called when he has returned, and not from within, or a long line would need a deep stack.
+    fn admit(self: &Arc<Self>, mut state: parking_lot::MutexGuard<'_, State>) {
+        while !state.in_line.is_empty() && !state.admitting {
+            let admitted = state.admit(self.settings.backlog);
+            if admitted.is_empty() {
+                return;
+            }
+            state.admitting = true;
+            parking_lot::MutexGuard::unlocked(&mut state, || {
+                for (_, call) in admitted {
+                    let room = Room {
+                        shared: Arc::downgrade(self),
+                    };
+                    // What panics in there has been reported by the panic hook.
+                    let _ = catch_unwind(AssertUnwindSafe(|| call(room)));
+                }
+            });
+            state.admitting = false;
         }
     }
 

@@ -40,8 +40,11 @@ pub(super) struct State {
     pub(super) paces: Paces,
     /// What is to happen to jobs at some time.
     pub(super) deadlines: Deadlines,
-    /// Who waits for room in the backlog, in their order.
-    pub(super) in_line: VecDeque<Box<dyn FnOnce(Room) + Send>>,
+    /// Who waits for room in the backlog, in their order, which is that of their tickets.
+    pub(super) in_line: VecDeque<Waiting>,
+    pub(super) last_ticket: u64,
+    /// Somebody is calling those for whom there is room, and looks for more when he has.
+    pub(super) admitting: bool,
     /// Places in the backlog that were given to those who waited, and that they have not given back.
     pub(super) reserved: usize,
     /// Jobs that end with the pool; the supervisor fails them.
@@ -54,6 +57,9 @@ pub(super) struct State {
     pub(super) queue_time: Histogram,
     pub(super) run_time: Histogram,
 }
+
+/// Somebody who waits for room: a ticket, and whom to call.
+pub(super) type Waiting = (u64, Box<dyn FnOnce(Room) + Send>);
 
 /// What [`Stats`](super::Stats) says of the past.
 #[derive(Clone, Copy, Default)]
@@ -131,6 +137,8 @@ impl State {
             paces: Paces::default(),
             deadlines: Deadlines::new(),
             in_line: VecDeque::new(),
+            last_ticket: 0,
+            admitting: false,
             reserved: 0,
             doomed: Vec::new(),
             undead: Vec::new(),
@@ -329,7 +337,7 @@ impl State {
     }
 
     /// Takes those out of the line for whom there is room now, and reserves it. `bound`: how many jobs may wait.
-    pub(super) fn admit(&mut self, bound: usize) -> Vec<Box<dyn FnOnce(Room) + Send>> {
+    pub(super) fn admit(&mut self, bound: usize) -> Vec<Waiting> {
         let room = match self.phase.is_closing() {
             true => usize::MAX, // they are told by the next submit
             false => bound.saturating_sub(self.backlog.queued() + self.reserved),

@@ -168,6 +168,8 @@ impl Supervisor {
                 )
             }
         };
+        // Jobs that were given up above have left room.
+        self.shared.admit(state);
         Step { fail, due, next }
     }
 

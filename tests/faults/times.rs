@@ -380,6 +380,40 @@ rows! {
         }
     }
 
+    /// Very many have waited for room, and do so no more.
+    fn t5_those_who_gave_up_waiting_for_room_cost_nothing() {
+        let without_pool = Belongings::now();
+        let invariant = Invariant::of(Pool::builder().size(2).backlog(2).build().expect("a pool"), without_pool);
+        let path = invariant.gate.path.clone();
+        let running: Vec<_> = (0..2).map(|_| {
+            let job = invariant.pool.apply_async(hold, (path.clone(),));
+            (job, invariant.gate.held())
+        }).collect();
+        let waiting: Vec<_> = (0..2).map(|n| invariant.pool.apply_async(add, (n, 1))).collect();
+        for _ in 0..100_000 {
+            assert!(invariant.pool.wait_for_room(Duration::ZERO).is_none());
+        }
+        let patient = invariant.pool.clone();
+        let patient = std::thread::spawn(move || patient.wait_for_room(soon()).is_some());
+        for (job, held) in running {
+            held.release();
+            succeeds(job);
+        }
+        waiting.into_iter().for_each(succeeds);
+        assert!(patient.join().expect("no panic"));
+        invariant.check();
+    }
+
+    /// No worker can be started, and the jobs that waited fail.
+    fn t5_those_who_wait_for_room_are_told_when_the_jobs_are_given_up() {
+        let pool = Pool::builder().size(1).backlog(1).command("sh", ["-c", "sleep 0.05; exit 1"]).build().expect("a pool");
+        let job = pool.apply_async(add, (1, 1));
+        let waits = pool.clone();
+        let waits = std::thread::spawn(move || waits.wait_for_room(whole()).is_some());
+        failure_of::<errback::SpawnFailed, _>(job);
+        assert!(waits.join().expect("no panic"), "nobody told");
+    }
+
     /// Producers wait for room while the pool closes.
     fn t5_those_who_wait_for_room_are_told_of_the_end() {
         let pool = Pool::builder().size(1).backlog(0).build().expect("a pool");
