@@ -874,7 +874,7 @@ impl Shared {
             let Some(call) = state.backlog.take(id) else {
                 return false;
             };
-            state.place(id).hand.give(call.key);
+            state.place(id).hand.give(call.key, call.wire_id);
             let waited = now.saturating_duration_since(call.submitted);
             state.queue_time.record(waited);
             worker.calls_left = worker.calls_left.map(|left| left - 1);
@@ -959,6 +959,21 @@ impl Shared {
     /// Whether a worker has begun the first of its jobs.
     fn has_begun(&self, id: WorkerId) -> bool {
         self.state.lock().has_begun(id)
+    }
+
+    /// Gives the jobs behind the first, which takes long, to others.
+    fn take_back(&self, id: WorkerId, worker: &mut Connection) {
+        let mut state = self.state.lock();
+        let jobs = state.take_back(id, &worker.sent);
+        worker.refill_at = 0;
+        for _ in 0..jobs.min(state.idle.len()) {
+            self.rouse_one(&mut state);
+        }
+        if jobs > 0 && state.wanted < self.settings.size && state.is_short_of_workers() {
+            state.wanted += 1;
+            drop(state);
+            self.supervisor.wake();
+        }
     }
 
     /// Whether the first of a worker's jobs was taken back.

@@ -24,6 +24,8 @@ pub(super) struct Backlog {
     queued: usize,
     out: usize,
     last_id: u64,
+    /// The last number under which a call was sent. Never the same twice: a worker may remember what it was asked about one.
+    last_wire_id: u64,
 }
 
 struct Entry {
@@ -37,6 +39,8 @@ struct Entry {
 /// A job that a worker is about to be sent: its name in the table, and the bytes.
 pub(super) struct Call {
     pub(super) key: JobKey,
+    /// The number under which it is sent.
+    pub(super) wire_id: u64,
     pub(super) task: &'static str,
     pub(super) frame: Vec<u8>,
     pub(super) timeout: Option<Duration>,
@@ -55,6 +59,7 @@ impl Backlog {
             queued: 0,
             out: 0,
             last_id: 0,
+            last_wire_id: 0,
         }
     }
 
@@ -94,6 +99,8 @@ impl Backlog {
         }
         self.unlink(index);
         self.out += 1;
+        self.last_wire_id += 1;
+        let wire_id = self.last_wire_id;
         let entry = self.entry(index);
         entry.state = JobState::Sent(worker);
         let job = entry.job.as_mut().expect("what is in the list is in use");
@@ -106,7 +113,8 @@ impl Backlog {
             timeout: job.timeout(),
             submitted: job.submitted(),
             with_others: job.goes_with_others(),
-            frame: job.take_frame(),
+            wire_id,
+            frame: job.take_frame(wire_id),
         })
     }
 

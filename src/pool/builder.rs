@@ -181,8 +181,8 @@ impl Builder {
     }
 
     /// Whether several jobs may be sent to a worker at once when the last jobs of their task were short: at most a millisecond's
-    /// worth. It saves most of what tiny jobs cost, and each job still ends for itself; but one that turns out long holds up
-    /// those behind it. Jobs with a timeout or an expiry go alone. Default: yes.
+    /// worth. It saves most of what tiny jobs cost, and each job still ends for itself; when one turns out long, those
+    /// behind it go to other workers. Jobs with a timeout or an expiry go alone. Default: yes.
     pub fn batching(mut self, batches: bool) -> Self {
         self.batches = batches;
         self

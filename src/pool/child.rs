@@ -358,6 +358,14 @@ impl Process {
         let _ = rustix::net::send(&self.ends.requests, &call.to_ne_bytes(), flags);
     }
 
+    /// Tells the worker to pass over a call, if it has not begun with it.
+    pub(super) fn take_back(&self, call: u64) {
+        let mut packet = [1; 9];
+        packet[..8].copy_from_slice(&call.to_ne_bytes());
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let _ = rustix::net::send(&self.ends.requests, &packet, flags);
+    }
+
     /// How much memory the process has resident, in bytes. `None`: it is not known.
     pub(super) fn resident_memory(&self) -> Option<u64> {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok()?;

@@ -75,11 +75,13 @@ pub(super) struct Alarms {
     pub(super) timeout: Option<Instant>,
     /// It is looked whether the worker has begun at all.
     pub(super) look: Option<Instant>,
+    /// The calls behind it are given to others.
+    pub(super) share: Option<Instant>,
 }
 
 impl Alarms {
     pub(super) fn first(&self) -> Option<Instant> {
-        [self.kill, self.timeout, self.look]
+        [self.kill, self.timeout, self.look, self.share]
             .into_iter()
             .flatten()
             .min()
@@ -173,10 +175,10 @@ impl Connection {
             let sentence = "it answered before it had read the call";
             return Err(ProtocolError::new(sentence));
         }
-        let expected = self.sent[0].call.key.id;
+        let expected = self.sent[0].call.wire_id;
         if answer.id != expected {
             return Err(ProtocolError::new(format!(
-                "it answered job {} instead of {expected}",
+                "it answered call {} instead of {expected}",
                 answer.id
             )));
         }

@@ -26,13 +26,16 @@ pub(super) struct Hand {
 /// A job that the worker holds.
 struct Held {
     key: JobKey,
+    /// The number under which the worker knows it.
+    wire_id: u64,
     doom: Option<Doom>,
 }
 
 /// A job that shall not end by its answer.
 #[derive(Clone, Copy)]
 enum Doom {
-    /// It has ended: it had not begun when it was given up, and the worker will pass over it.
+    /// It is not this worker's any more: it had not begun when it was given up, or taken back, and the worker will pass over
+    /// it.
     Ended,
     /// It runs, and was asked to stop. If it does not by then, the worker is killed.
     Asked(Verdict, Option<Instant>),
@@ -85,8 +88,12 @@ impl Hand {
     }
 
     /// The worker is sent a job, behind those that it has.
-    pub(super) fn give(&mut self, key: JobKey) {
-        self.jobs.push_back(Held { key, doom: None });
+    pub(super) fn give(&mut self, key: JobKey, wire_id: u64) {
+        self.jobs.push_back(Held {
+            key,
+            wire_id,
+            doom: None,
+        });
     }
 
     /// The worker was seen to begin so many calls more. Says so of the jobs.
@@ -110,11 +117,30 @@ impl Hand {
         self.begun() > 0
     }
 
-    /// Whether a job is with the worker, and nobody has given it up.
-    pub(super) fn holds(&self, key: JobKey) -> bool {
-        self.jobs
-            .iter()
-            .any(|held| held.key == key && held.doom.is_none())
+    /// The number of a job that is with the worker, if nobody has given it up.
+    pub(super) fn wire_id(&self, key: JobKey) -> Option<u64> {
+        let mut jobs = self.jobs.iter();
+        let held = jobs.find(|held| held.key == key && held.doom.is_none());
+        held.map(|held| held.wire_id)
+    }
+
+    /// The numbers of the jobs behind the first.
+    pub(super) fn behind_first(&self) -> impl Iterator<Item = u64> {
+        self.jobs.iter().skip(1).map(|held| held.wire_id)
+    }
+
+    /// Takes back the jobs behind the first that the worker has not begun, in their order: it will pass over them. The
+    /// worker has been told before, and has been [counted](Hand::count) after that.
+    pub(super) fn take_back(&mut self) -> Vec<JobKey> {
+        let begun = self.begun();
+        let mut keys = Vec::new();
+        for held in self.jobs.iter_mut().skip(begun.max(1)) {
+            if held.doom.is_none() {
+                held.doom = Some(Doom::Ended);
+                keys.push(held.key);
+            }
+        }
+        keys
     }
 
     /// Whether the first job was taken back: the worker has but to pass over it.
@@ -140,12 +166,10 @@ impl Hand {
     ) -> Stopped {
         let begun = self.begun();
         let mut jobs = self.jobs.iter_mut().enumerate();
-        let Some((index, held)) = jobs.find(|(_, held)| held.key == key) else {
+        let Some((index, held)) = jobs.find(|(_, held)| held.key == key && held.doom.is_none())
+        else {
             return Stopped::Already;
         };
-        if held.doom.is_some() {
-            return Stopped::Already;
-        }
         if revocable && index >= begun {
             held.doom = Some(Doom::Ended);
             return Stopped::Ended(backlog.take_out(key));
@@ -252,10 +276,12 @@ mod tests {
 
     const WORKER: WorkerId = WorkerId(0);
 
+    pub(super) fn frame() -> Vec<u8> {
+        crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME).expect("() can be encoded")
+    }
+
     pub(super) fn job() -> Job {
-        let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME)
-            .expect("() can be encoded");
-        Job::new("t", frame, false, Box::new(|_| ()))
+        Job::new("t", frame(), false, Box::new(|_| ()))
     }
 
     /// A worker with `n` jobs.
@@ -263,7 +289,8 @@ mod tests {
         let (mut hand, mut backlog) = (Hand::default(), Backlog::new());
         let keys: Vec<_> = (0..n).map(|_| backlog.push(job())).collect();
         for _ in 0..n {
-            hand.give(backlog.take(WORKER).expect("it waits").key);
+            let call = backlog.take(WORKER).expect("it waits");
+            hand.give(call.key, call.wire_id);
         }
         (hand, backlog, keys)
     }

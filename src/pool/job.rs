@@ -129,14 +129,14 @@ impl Job {
         self.resends
     }
 
-    /// Gives it its number, in the frame too.
+    /// Gives it its number.
     pub(super) fn set_id(&mut self, id: u64) {
         self.id = id;
-        wire::patch_call_id(&mut self.frame, id);
     }
 
     /// The bytes to write. The waiter keeps them until the answer is there, in case they must be written again.
-    pub(super) fn take_frame(&mut self) -> Vec<u8> {
+    pub(super) fn take_frame(&mut self, wire_id: u64) -> Vec<u8> {
+        wire::patch_call_id(&mut self.frame, wire_id);
         std::mem::take(&mut self.frame)
     }
 

@@ -218,12 +218,11 @@ impl State {
             places, backlog, ..
         } = self;
         let place = &mut places[id.0 as usize];
-        if !place.hand.holds(key) {
-            return None; // and is not asked again: there is only so much room for requests
-        }
+        // One that was asked is not asked again: there is only so much room for requests.
+        let wire_id = place.hand.wire_id(key)?;
         if let Some(process) = &place.process {
             // In this order; see docs/protocol.md, "Call".
-            process.request_stop(key.id);
+            process.request_stop(wire_id);
             place.hand.count(process.take_count(), id, backlog);
         }
         let now = Instant::now();
@@ -255,6 +254,37 @@ impl State {
             process.kill();
         }
         overdue
+    }
+
+    /// The first of a worker's jobs takes long, against what its task was known for: those behind it, which the worker has not
+    /// begun, wait again, for others. How many those are.
+    pub(super) fn take_back(&mut self, id: WorkerId, sent: &VecDeque<Sent>) -> usize {
+        let State {
+            places,
+            backlog,
+            paces,
+            ..
+        } = self;
+        let place = &mut places[id.0 as usize];
+        let (true, Some(process)) = (place.pipelines, &place.process) else {
+            return 0;
+        };
+        if let Some(first) = sent.front() {
+            paces.note(first.call.task, first.at.elapsed());
+        }
+        // In this order; see docs/protocol.md, "Call".
+        place
+            .hand
+            .behind_first()
+            .for_each(|call| process.take_back(call));
+        place.hand.count(process.take_count(), id, backlog);
+        let keys = place.hand.take_back();
+        for key in keys.iter().rev() {
+            let frame = sent.iter().find(|sent| sent.call.key == *key);
+            let frame = frame.map(|sent| sent.call.frame.clone());
+            backlog.resend(*key, frame.unwrap_or_default(), false);
+        }
+        keys.len()
     }
 
     /// Looks whether a worker has begun the first of its jobs.

@@ -156,6 +156,7 @@ impl Initializer {
                 index: u32::MAX,
                 id: 0,
             },
+            wire_id: 0,
             task: self.task,
             frame: self.frame.clone(),
             timeout: None,

@@ -49,6 +49,9 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// whether one that has but to pass over a job which was taken back does so.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// A job with others behind it that takes longer than this is not what it was taken for: the others go elsewhere.
+const LONG: Duration = Duration::from_millis(10);
+
 pub(super) struct Waiter {
     pub(super) shared: Arc<Shared>,
     pub(super) id: WorkerId,
@@ -299,6 +302,7 @@ impl Waiter {
                 .timeout
                 .and_then(|timeout| sent.at.checked_add(timeout)),
             look: Some(begin + LOOK),
+            share: (worker.sent.len() > 1).then(|| begin + LONG),
         };
     }
 
@@ -323,6 +327,10 @@ impl Waiter {
                 job.fail(failure);
             }
             worker.alarms.kill = self.shared.kill_at(self.id);
+        }
+        if is_due(worker.alarms.share) {
+            worker.alarms.share = None;
+            self.shared.take_back(self.id, worker);
         }
         if is_due(worker.alarms.look) {
             worker.alarms.look = None;

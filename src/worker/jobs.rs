@@ -35,7 +35,7 @@ impl Jobs {
     fn run_call(&self, frame: &mut Encoder, id: u64, task: &str, args: &[u8]) -> Ran {
         // In this order: a host that has asked for a stop and then finds the call not counted knows that it will not run.
         self.count();
-        if requests::is_asked(id) {
+        if requests::is_revoked(id) {
             let message = "a request to stop came before the call began";
             return Err(Box::new(RemoteErrorBody::new(
                 ErrorKind::Cancelled,

@@ -26,8 +26,17 @@ static REQUESTS: OnceLock<Requests> = OnceLock::new();
 
 struct Requests {
     socket: OwnedFd,
-    /// The calls that are to stop, the latest last.
-    asked: Mutex<VecDeque<u64>>,
+    /// What the packets said, the latest last.
+    packets: Mutex<VecDeque<Packet>>,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packet {
+    /// A call is to stop.
+    Stop(u64),
+    /// A call is not to begin, if it has not.
+    TakeBack(u64),
 }
 
 /// Whether the job that runs in this worker has been asked to stop: somebody cancelled it, or its time is up.
@@ -81,7 +90,7 @@ impl CancelToken {
 pub(super) fn keep(socket: OwnedFd) {
     let _ = REQUESTS.set(Requests {
         socket,
-        asked: Mutex::new(VecDeque::new()),
+        packets: Mutex::new(VecDeque::new()),
     });
 }
 
@@ -99,30 +108,42 @@ impl Drop for Entered {
     }
 }
 
+/// Whether a call that has not begun is not wanted any more, or not from this worker.
+pub(super) fn is_revoked(call: u64) -> bool {
+    let revoked = [Packet::Stop(call), Packet::TakeBack(call)];
+    any_came(&revoked)
+}
+
 /// Whether a call has been asked to stop.
-pub(super) fn is_asked(call: u64) -> bool {
+fn is_asked(call: u64) -> bool {
+    any_came(&[Packet::Stop(call)])
+}
+
+fn any_came(packets: &[Packet]) -> bool {
     REQUESTS
         .get()
-        .is_some_and(|requests| requests.is_asked(call))
+        .is_some_and(|requests| requests.any_came(packets))
 }
 
 impl Requests {
-    fn is_asked(&self, call: u64) -> bool {
-        let mut asked = self.asked.lock();
-        let mut packet = [0_u8; 8];
+    fn any_came(&self, packets: &[Packet]) -> bool {
+        let mut came = self.packets.lock();
+        let mut packet = [0_u8; 10];
         loop {
+            let id = |packet: &[u8; 10]| {
+                u64::from_ne_bytes(packet[..8].try_into().expect("eight bytes"))
+            };
             match rustix::net::recv(&self.socket, &mut packet, RecvFlags::DONTWAIT) {
-                Ok((8, _)) => {
-                    asked.push_back(u64::from_ne_bytes(packet));
-                    if asked.len() > REMEMBERED {
-                        asked.pop_front();
-                    }
-                }
-                Err(Errno::INTR) => {}
+                Ok((8, _)) => came.push_back(Packet::Stop(id(&packet))),
+                Ok((9, _)) => came.push_back(Packet::TakeBack(id(&packet))),
+                Ok((1.., _)) | Err(Errno::INTR) => {} // of a later version
                 // Nothing more, the host is gone, or a job has closed the descriptor.
                 _ => break,
             }
+            if came.len() > REMEMBERED {
+                came.pop_front();
+            }
         }
-        asked.contains(&call)
+        came.iter().any(|it| packets.contains(it))
     }
 }

@@ -233,8 +233,34 @@ rows! {
         held.gone();
         let values: Vec<_> = jobs.into_iter().map(value).collect();
         assert_eq!(values, (1..=20).collect::<Vec<_>>());
-        assert_eq!((value(last), pool.stats().resent), (-1, 21));
+        assert_eq!(value(last), -1);
         eventually(whole(), "it is replaced", || pool.stats().workers.len() == 1);
+    }
+
+    /// Of jobs that went to a worker together, the first turns out to take for ever, and another worker has nothing to do.
+    fn t1_jobs_behind_a_long_one_go_to_other_workers() {
+        let pool = pool(2);
+        let warm: Vec<_> = (0..300).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
+        warm.into_iter().for_each(succeeds);
+        for _ in 0..20 {
+            let gate = Gate::new();
+            let openers: Vec<_> = (0..2).map(|_| pool.apply_async(hold, (gate.path.clone(),))).collect();
+            let opened: Vec<_> = openers.iter().map(|_| gate.held()).collect();
+            let long = pool.apply_async(touch, (gate.path.clone(), 0));
+            let behind: Vec<_> = (1..40).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
+            opened.into_iter().for_each(Held::release);
+            let held = gate.held();
+            let values: Vec<_> = behind.into_iter().map(value).collect();
+            assert_eq!(values, (1..40).collect::<Vec<_>>(), "while the first runs on");
+            assert!(!long.ready());
+            held.release();
+            succeeds(long);
+            openers.into_iter().for_each(succeeds);
+            let again: Vec<_> = (0..100).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
+            again.into_iter().for_each(succeeds); // short again
+        }
+        let stats = pool.stats();
+        assert_eq!((stats.died, stats.spawned, stats.failed), (0, 2, 0));
     }
 
     /// Batching is turned off.

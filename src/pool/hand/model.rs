@@ -65,7 +65,8 @@ impl Model {
                 .all(|key| backlog.state(*key) == JobState::Queued)
         );
         for _ in 0..jobs {
-            hand.give(backlog.take(WORKER).expect("it waits").key);
+            let call = backlog.take(WORKER).expect("it waits");
+            hand.give(call.key, call.wire_id);
         }
         let flags = || (0..jobs).map(|_| AtomicBool::new(false)).collect();
         let table = Table {
@@ -127,7 +128,7 @@ impl Model {
         for key in remains.unbegun.into_iter().rev() {
             let ran = self.worker.ran[self.place(key)].load(Ordering::SeqCst);
             assert!(!ran, "job {} would run twice", key.id);
-            table.with(|_, backlog| backlog.resend(key, Vec::new(), false));
+            table.with(|_, backlog| backlog.resend(key, tests::frame(), false));
         }
     }
 
@@ -164,6 +165,21 @@ impl Model {
                 }
             }
             JobState::Done => {}
+        }
+    }
+
+    /// The first job takes long: those behind it that have not begun go to others.
+    fn share(&self) {
+        let mut table = self.table.lock().unwrap();
+        self.worker.asked[1..]
+            .iter()
+            .for_each(|asked| asked.store(true, Ordering::SeqCst));
+        let calls = self.worker.counted.swap(0, Ordering::SeqCst);
+        table.with(|hand, backlog| hand.count(calls, WORKER, backlog));
+        for key in table.with(|hand, _| hand.take_back()).into_iter().rev() {
+            let ran = self.worker.ran[self.place(key)].load(Ordering::SeqCst);
+            assert!(!ran, "job {} would run twice", key.id);
+            table.with(|_, backlog| backlog.resend(key, tests::frame(), false));
         }
     }
 
@@ -260,5 +276,15 @@ fn of_two_jobs_together_each_ends_once_when_the_pool_ends_and_one_is_cancelled()
         2,
         None,
         &[|model| model.stop(1, Verdict::Cancelled), Model::close],
+    );
+}
+
+#[test]
+fn of_three_jobs_together_each_runs_once_when_those_behind_are_given_to_others_and_one_is_cancelled()
+ {
+    in_every_order(
+        3,
+        Some(0),
+        &[Model::share, |model| model.stop(1, Verdict::Cancelled)],
     );
 }
