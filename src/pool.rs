@@ -50,7 +50,9 @@ use rustix::event::{PollFd, Timespec};
 use rustix::io::Errno;
 
 use crate::async_result::AsyncResult;
-use crate::error::{ForkedHost, InternalError, Overloaded, PoolClosed, SpawnFailed, TimedOut};
+use crate::error::{
+    Exit, ForkedHost, InternalError, Overloaded, PoolClosed, SpawnFailed, SpawnFailure, TimedOut,
+};
 use crate::hook;
 use crate::task::Task;
 use cgroup::OomKills;
@@ -593,6 +595,15 @@ impl Shared {
 
     /// See [`JobHandle::cancel`].
     fn cancel(self: &Arc<Self>, key: JobKey) {
+        self.cancel_with(key, self.settings.cancel_grace);
+    }
+
+    /// As [`cancel`](Self::cancel), for a job that has had its grace.
+    fn cancel_now(self: &Arc<Self>, key: JobKey) {
+        self.cancel_with(key, Duration::ZERO);
+    }
+
+    fn cancel_with(self: &Arc<Self>, key: JobKey, grace: Duration) {
         if self.forked().is_some() {
             return;
         }
@@ -600,7 +611,7 @@ impl Shared {
         if let JobState::Queued = state.backlog.state(key) {
             return self.withdraw(state, key, Verdict::Cancelled);
         }
-        if let Some(job) = state.stop(key, Verdict::Cancelled, self.settings.cancel_grace) {
+        if let Some(job) = state.stop(key, Verdict::Cancelled, grace) {
             state.counts.finished += 1;
             state.note_verdict(Verdict::Cancelled);
             drop(state);
@@ -674,7 +685,7 @@ impl Shared {
             return;
         }
         let mut state = self.state.lock();
-        state.close(order);
+        state.phase.close(order);
         self.rouse(&state);
         self.admit(state);
         self.supervisor.wake();
@@ -829,7 +840,7 @@ impl Shared {
             if state.place(id).dead {
                 return Next::Died;
             }
-            let took = self.take_jobs(&mut state, id, worker);
+            let took = state.waiting() > 0 && self.take_jobs(&mut state, id, worker);
             if took || !worker.sent.is_empty() {
                 if took && state.is_running_out() {
                     self.supervisor.wake(); // the others may go now
@@ -857,7 +868,7 @@ impl Shared {
             };
             // Who rings for a job has taken us off the list; who rings for another reason has not.
             state.idle.retain(|it| *it != id);
-            if late && state.backlog.queued() == 0 && state.wanted > self.settings.min_size {
+            if late && state.waiting() == 0 && state.wanted > self.settings.min_size {
                 state.wanted -= 1;
                 state.place(id).stage = Stage::Leaving;
                 return Next::Leave(Leave::Unwanted);
@@ -1058,7 +1069,15 @@ impl Shared {
         let jobs = state.abandon(id);
         state.counts.died += 1;
         state.counts.finished += jobs.len() as u64;
-        self.vacate(&mut state, id, None);
+        // With the pauses of a failed start: the next worker may meet with the same.
+        let failed = SpawnFailed {
+            program: self.settings.launch.name(),
+            attempts: 0,
+            python: self.settings.launch.is_python(),
+            reason: SpawnFailure::Ended(Exit::Unknown),
+            stderr: String::new(),
+        };
+        self.vacate(&mut state, id, Some(failed));
         drop(state);
         let message = "a waiter thread panicked; see the report on stderr".to_string();
         for job in jobs {

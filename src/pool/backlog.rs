@@ -174,10 +174,10 @@ impl Backlog {
         self.entry_out(key).job.as_ref().map_or(0, Job::resends)
     }
 
-    /// All jobs that wait, in their order.
-    pub(super) fn drain(&mut self) -> Vec<Job> {
-        let mut jobs = Vec::with_capacity(self.queued);
-        while self.head != NONE {
+    /// Takes out the next jobs that wait, in their order.
+    pub(super) fn drain(&mut self, at_most: usize) -> Vec<Job> {
+        let mut jobs = Vec::with_capacity(self.queued.min(at_most));
+        while self.head != NONE && jobs.len() < at_most {
             let index = self.head;
             self.unlink(index);
             jobs.push(self.release(index));

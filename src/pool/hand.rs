@@ -124,6 +124,15 @@ impl Hand {
         held.map(|held| held.wire_id)
     }
 
+    /// A job that was asked to stop is to have stopped sooner than was said.
+    pub(super) fn hasten(&mut self, key: JobKey, kill_at: Option<Instant>) {
+        for held in self.jobs.iter_mut().filter(|held| held.key == key) {
+            if let Some(Doom::Asked(_, at)) = &mut held.doom {
+                *at = [*at, kill_at].into_iter().flatten().min();
+            }
+        }
+    }
+
     /// The numbers of the jobs behind the first.
     pub(super) fn behind_first(&self) -> impl Iterator<Item = u64> {
         self.jobs.iter().skip(1).map(|held| held.wire_id)

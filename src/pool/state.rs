@@ -47,8 +47,6 @@ pub(super) struct State {
     pub(super) admitting: bool,
     /// Places in the backlog that were given to those who waited, and that they have not given back.
     pub(super) reserved: usize,
-    /// Jobs that end with the pool; the supervisor fails them.
-    pub(super) doomed: Vec<Job>,
     /// Processes that were killed and would not die in time; the supervisor collects them.
     pub(super) undead: Vec<Arc<Process>>,
     /// To be called when the pool has ended.
@@ -140,7 +138,6 @@ impl State {
             last_ticket: 0,
             admitting: false,
             reserved: 0,
-            doomed: Vec::new(),
             undead: Vec::new(),
             on_end: Vec::new(),
             counts: Counts::default(),
@@ -188,12 +185,20 @@ impl State {
 
     /// Whether more jobs wait than there are workers, present or coming, to take them.
     pub(super) fn is_short_of_workers(&self) -> bool {
-        self.backlog.queued() > self.starting() + self.available()
+        self.waiting() > self.starting() + self.available()
     }
 
-    /// Whether the pool closes and no job waits any more.
+    /// How many jobs wait to be run. (Not those that wait to be failed.)
+    pub(super) fn waiting(&self) -> usize {
+        match self.phase.drops_queued() {
+            true => 0,
+            false => self.backlog.queued(),
+        }
+    }
+
+    /// Whether the pool closes and no job waits to be run any more.
     pub(super) fn is_running_out(&self) -> bool {
-        self.phase.is_closing() && self.backlog.queued() == 0
+        self.phase.is_closing() && self.waiting() == 0
     }
 
     /// A worker could not be started: the next try has to wait.
@@ -218,14 +223,23 @@ impl State {
             places, backlog, ..
         } = self;
         let place = &mut places[id.0 as usize];
+        let now = Instant::now();
         // One that was asked is not asked again: there is only so much room for requests.
-        let wire_id = place.hand.wire_id(key)?;
+        let Some(wire_id) = place.hand.wire_id(key) else {
+            place.hand.hasten(key, now.checked_add(grace));
+            if !grace.is_zero() || !self.kill_overdue(id, now) {
+                let process = self.place(id).process.as_ref();
+                process
+                    .into_iter()
+                    .for_each(|process| process.wakeup().wake());
+            }
+            return None;
+        };
         if let Some(process) = &place.process {
             // In this order; see docs/protocol.md, "Call".
             process.request_stop(wire_id);
             place.hand.count(process.take_count(), id, backlog);
         }
-        let now = Instant::now();
         let revocable = place.pipelines && place.process.is_some();
         match place
             .hand
@@ -377,14 +391,14 @@ impl State {
         self.in_line.drain(..admitted).collect()
     }
 
-    /// Goes on towards the end.
-    pub(super) fn close(&mut self, order: Closing) {
-        self.phase.close(order);
-        if self.phase.drops_queued() {
-            let jobs = self.backlog.drain();
-            self.counts.finished += jobs.len() as u64;
-            self.doomed.extend(jobs);
+    /// Takes out some of the jobs that are to be failed: not all at once, as the lock is held meanwhile.
+    pub(super) fn take_dropped(&mut self, at_most: usize) -> Vec<Job> {
+        if !self.phase.drops_queued() {
+            return Vec::new();
         }
+        let jobs = self.backlog.drain(at_most);
+        self.counts.finished += jobs.len() as u64;
+        jobs
     }
 
     /// Counts a job that ends by a verdict.
@@ -449,8 +463,8 @@ impl Phase {
         }
     }
 
-    /// A second order can only make the end come sooner.
-    fn close(&mut self, order: Closing) {
+    /// Goes on towards the end. A second order can only make it come sooner.
+    pub(super) fn close(&mut self, order: Closing) {
         *self = match *self {
             Phase::Open => Phase::Closing(order),
             Phase::Closing(before) => Phase::Closing(Closing {

@@ -58,6 +58,8 @@ use crate::error::{PoolClosed, SpawnFailure};
 
 /// How often a child that cannot be watched is asked for.
 const ORPHANS: Duration = Duration::from_millis(50);
+/// So many jobs are taken out under one hold of the lock, which submits wait for.
+const AT_ONCE: usize = 1024;
 
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
@@ -116,7 +118,8 @@ impl Supervisor {
             for due in step.due {
                 match due {
                     Due::Expire(job) => self.shared.expire(job),
-                    Due::Cancel(job) => self.shared.cancel(job),
+                    // It has had its notice.
+                    Due::Cancel(job) => self.shared.cancel_now(job),
                 }
             }
             match step.next {
@@ -136,7 +139,7 @@ impl Supervisor {
         state.undead.retain(|process| process.reap().is_none());
         let mut until = state.phase.kill_at();
         if until.is_some_and(|at| at <= now) {
-            state.close(Closing {
+            state.phase.close(Closing {
                 drop_queued: true,
                 kill_at: until,
             });
@@ -146,17 +149,22 @@ impl Supervisor {
         let mut due = Vec::new();
         let next_due = loop {
             match state.next_due(now) {
-                Ok(it) => due.push(it),
+                Ok(it) if due.len() < AT_ONCE => due.push(it),
+                Ok(it) => {
+                    due.push(it);
+                    break Some(now);
+                }
                 Err(next) => break next,
             }
         };
-        let mut fail = self.take_doomed(&mut state);
+        let mut fail = self.take_dropped(&mut state);
         fail.extend(take_hopeless(&mut state, now));
         if state.is_running_out() {
             self.shared.rouse(&state);
         }
         let next = match self.next_start(&mut state, now) {
             Ok(id) => Next::Start(id),
+            _ if !fail.is_empty() => Next::Wait(Some(now)), // there may be more
             Err(_) if has_ended(&state) => Next::End,
             Err(pause) => {
                 let orphans = (!self.orphans.is_empty()).then(|| now + ORPHANS);
@@ -173,24 +181,21 @@ impl Supervisor {
         Step { fail, due, next }
     }
 
-    fn take_doomed(&self, state: &mut State) -> Vec<(Job, Failure)> {
-        if state.doomed.is_empty() {
+    fn take_dropped(&self, state: &mut State) -> Vec<(Job, Failure)> {
+        let jobs = state.take_dropped(AT_ONCE);
+        if jobs.is_empty() {
             return Vec::new();
         }
         let failure = Failure::from(PoolClosed {
             pool: self.shared.settings.name.clone(),
             running: false,
         });
-        state
-            .doomed
-            .drain(..)
-            .map(|job| (job, failure.clone()))
-            .collect()
+        jobs.into_iter().map(|job| (job, failure.clone())).collect()
     }
 
     /// The place in which to start a worker now; or when to look again, if that is known.
     fn next_start(&self, state: &mut State, now: Instant) -> Result<WorkerId, Option<Instant>> {
-        let (alive, starting, queued) = (state.alive(), state.starting(), state.backlog.queued());
+        let (alive, starting, queued) = (state.alive(), state.starting(), state.waiting());
         let needed = if state.phase.is_open() || queued > 0 {
             state.wanted
         } else {
@@ -345,8 +350,7 @@ impl Supervisor {
         let (left, on_end) = {
             let mut state = self.shared.state.lock();
             state.phase = Phase::Ended;
-            let mut left = std::mem::take(&mut state.doomed);
-            left.extend(state.backlog.drain());
+            let left = state.backlog.drain(usize::MAX);
             (left, std::mem::take(&mut state.on_end))
         };
         let closed = PoolClosed {
@@ -369,7 +373,7 @@ fn take_hopeless(state: &mut State, now: Instant) -> Vec<(Job, Failure)> {
     let Some(reason) = state.breaker.refusal(now).cloned() else {
         return Vec::new();
     };
-    let jobs = state.backlog.drain();
+    let jobs = state.backlog.drain(AT_ONCE);
     state.counts.finished += jobs.len() as u64;
     jobs.into_iter().map(|job| (job, reason.clone())).collect()
 }

@@ -413,4 +413,58 @@ rows! {
         assert!(outcomes.expect("each ends once").into_iter().flatten().all(|good| good));
         assert_eq!(pool.stats().finished, 4000);
     }
+
+    /// A reactor stops while a job runs in a pool whose jobs have twenty minutes to stop.
+    fn d5_the_end_of_a_reactor_does_not_wait_for_a_pools_grace() {
+        let pool = Pool::builder().size(1).cancel_grace(Duration::from_secs(1200)).build().expect("a pool");
+        let gate = Gate::new();
+        let reactor = Reactor::new().expect("a reactor");
+        let job = defer_to_process_pool(&reactor, &pool, hold, (gate.path.clone(),));
+        job.add_both(|result| {
+            failed::<CancelledError, _>(result);
+            Ok(())
+        }).log_failure();
+        let end = reactor.clone();
+        when_held(&reactor, gate, move |held| {
+            end.stop().expect("it runs");
+            std::mem::forget(held); // the job goes on as long as it is let
+        });
+        let began = Instant::now();
+        reactor.run().expect("the reactor runs");
+        assert!(began.elapsed() < whole(), "{:?}", began.elapsed());
+    }
+
+    /// A pool is terminated with 100,000 jobs queued, under a reactor that must not stall.
+    fn d2_a_long_queue_fails_to_the_last_without_a_stall() {
+        let pool = pool(1);
+        let there = pool.clone();
+        let outcomes = on_a_reactor(move |reactor| {
+            let running = defer_to_process_pool(reactor, &there, spin, ()).add_callback(|()| Ok(0));
+            let queue = move |on: &Reactor, to: &Pool| -> Vec<_> {
+                (0..10_000).map(|n| defer_to_process_pool(on, to, add, (n, 1))).collect()
+            };
+            let (on, to) = (reactor.clone(), there.clone());
+            // In ten turns, as making so many takes its time.
+            let jobs = ensure_deferred(async move {
+                let mut jobs = Vec::new();
+                for _ in 0..10 {
+                    jobs.extend(queue(&on, &to));
+                    defer_later(&on, Duration::ZERO, || Ok(())).await?;
+                }
+                to.terminate();
+                Ok(jobs)
+            });
+            jobs.add_callback(move |jobs| {
+                let all = jobs.into_iter().chain([running]).map(|d| {
+                    d.add_both(|result| {
+                        failed::<PoolClosed, _>(result);
+                        Ok(())
+                    })
+                });
+                gather_results(all.collect::<Vec<_>>())
+            })
+        });
+        assert_eq!(outcomes.expect("each fails by itself").len(), 100_001);
+        assert_eq!(pool.stats().finished, 100_001);
+    }
 }
