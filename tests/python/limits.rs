@@ -1,12 +1,14 @@
-//! S1, C5, R1, R4, R5: timeouts, requests to stop, initializers, and workers that are replaced in time.
+//! S1, S2, C5, R1, R2, R4, R5, T5: timeouts, requests to stop, initializers, and workers that are replaced in time.
 
 use std::time::Duration;
 
-use errback::{PythonTask, RemoteError, SpawnFailed, SpawnFailure, Task, TimedOut, python};
+use errback::{
+    Overloaded, PythonTask, RemoteError, SpawnFailed, SpawnFailure, Task, TimedOut, python,
+};
 use rustix::process::Signal;
 
 use crate::suite::rows;
-use crate::support::{Belongings, Invariant, close, failure_of, is_alive, value};
+use crate::support::{Belongings, Gate, Invariant, close, failure_of, is_alive, kill, value};
 use crate::tasks::*;
 
 fn invariant() -> Invariant {
@@ -101,5 +103,43 @@ rows! {
         assert_ne!(value(pool.apply_async(keep, (1,))), first, "another worker");
         assert_eq!(pool.stats().recycled, 1);
         close(pool, &before);
+    }
+
+    fn s2_an_idle_worker_that_is_stopped_is_replaced_and_its_job_goes_elsewhere() {
+        let invariant = invariant();
+        let workers = invariant.pool.stats().workers;
+        workers.iter().for_each(|pid| kill(*pid, Signal::STOP));
+        let jobs: Vec<_> = (0..4).map(|n| invariant.pool.apply_async(add, (n, 1))).collect();
+        assert_eq!(jobs.into_iter().map(value).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert!(workers.iter().any(|pid| !is_alive(*pid)), "one was found out");
+        invariant.pool.stats().workers.into_iter().for_each(|pid| kill(pid, Signal::CONT));
+        invariant.check();
+    }
+
+    fn r2_an_initializer_has_time_until_the_boot_deadline_and_a_job_none_of_it() {
+        let before = Belongings::now();
+        let gate = Gate::new();
+        let pool = builder().size(1).initializer(hold, (gate.path.clone(),)).build().expect("a pool");
+        let job = pool.apply_async(add.timeout(LIMIT), (1, 2));
+        let held = gate.held();
+        assert_eq!((pool.stats().queued, pool.stats().running), (1, 0), "it waits for its worker");
+        held.release();
+        assert_eq!(value(job), 3);
+        drop(gate);
+        close(pool, &before);
+    }
+
+    fn t5_a_full_backlog_refuses_and_tells_of_room() {
+        let pool = builder().size(1).backlog(1).build().expect("a pool");
+        let gate = Gate::new();
+        let running = pool.apply_async(hold, (gate.path.clone(),));
+        let held = gate.held();
+        let waiting = pool.apply_async(add, (1, 1));
+        failure_of::<Overloaded, _>(pool.apply_async(add, (1, 2)));
+        held.release();
+        assert!(pool.wait_for_room(Duration::from_secs(60)).is_some());
+        value(running);
+        assert_eq!(value(waiting), 2);
+        assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
     }
 }
