@@ -9,7 +9,7 @@
 //! - `waiter`, `connection`: one thread for each worker process, and its socket;
 //! - `supervisor`, `child`, `breaker`: the one thread that starts workers, and how they are started, killed and paced;
 //! - `cgroup`: whether the kernel killed one for its memory;
-//! - `histogram`: how long jobs take, for the statistics;
+//! - `room`: who waits for a place in the backlog; `stats`, `histogram`: what the pool tells of itself;
 //! - `python`: workers in Python, and how they get our package;
 //! - `output`: what workers print; `size`: how many there are; `builder`: how it is all asked for.
 //!
@@ -30,16 +30,17 @@ mod job;
 mod output;
 mod pace;
 mod python;
+mod room;
 mod size;
 mod state;
+mod stats;
 mod supervisor;
 mod typed;
 mod waiter;
 mod wakeup;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -67,6 +68,8 @@ use wakeup::Wakeup;
 
 pub use builder::Builder;
 pub use histogram::Histogram;
+pub use room::Room;
+pub use stats::{Breaker, Stats};
 use typed::Initializer;
 pub(crate) use typed::{Encoded, Results};
 
@@ -182,31 +185,6 @@ pub enum WhenFull {
     Wait,
 }
 
-/// A place in the backlog of a pool, kept from others who wait for one until this is dropped: after the submit. See
-/// [`Pool::when_room`].
-#[must_use = "dropping it gives the place to the next"]
-pub struct Room {
-    shared: Weak<Shared>,
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        if let Some(shared) = self.shared.upgrade()
-            && shared.forked().is_none()
-        {
-            let mut state = shared.state.lock();
-            state.reserved -= 1;
-            shared.admit(state);
-        }
-    }
-}
-
-impl fmt::Debug for Room {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<Room>")
-    }
-}
-
 /// Longer than any pool lives, for durations that do not fit a clock.
 const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 
@@ -222,70 +200,6 @@ pub(crate) struct JobHandle {
     /// Weak: a result that somebody keeps does not keep what is left of a pool that has ended.
     shared: Weak<Shared>,
     key: JobKey,
-}
-
-/// What a pool is doing, at one moment.
-#[derive(Clone, PartialEq, Default, Debug)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Jobs that wait for a worker.
-    pub queued: usize,
-    /// Jobs that workers hold.
-    pub running: usize,
-    /// The process ids of the workers that are there.
-    pub workers: Vec<u32>,
-    /// Jobs taken since the pool was built.
-    pub submitted: u64,
-    /// Jobs that came to an end, whichever.
-    pub finished: u64,
-    /// Jobs whose result was a failure, whichever: those that were cancelled or timed out too, and those that were refused,
-    /// which were never `submitted`.
-    pub failed: u64,
-    /// Jobs that were cancelled.
-    pub cancelled: u64,
-    /// Jobs that ran, or waited, for too long.
-    pub timed_out: u64,
-    /// Worker processes made.
-    pub spawned: u64,
-    /// Those of them that came in the place of one that had died or left.
-    pub restarted: u64,
-    /// Worker processes that ended other than by leaving when they were told to.
-    pub died: u64,
-    /// Worker processes that were replaced because they had done enough jobs, or had grown too large.
-    pub recycled: u64,
-    /// Times that a job was sent to another worker because its own died before it began.
-    pub resent: u64,
-    /// How many starts of workers in a row have failed.
-    pub failed_starts: u32,
-    /// Whether workers are started.
-    pub breaker: Breaker,
-    /// How long jobs waited, from their submit until they were sent to a worker.
-    pub queue_time: Histogram,
-    /// How long jobs took, from when they were sent to a worker, or came to be the first there, until the answer.
-    pub run_time: Histogram,
-}
-
-/// Whether a pool starts workers: not while they keep dying at their start.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-#[non_exhaustive]
-pub enum Breaker {
-    /// It does.
-    #[default]
-    Closed,
-    /// The last start, or the last few, failed. The next try comes after a pause; jobs wait.
-    BackingOff {
-        /// Why the last one failed.
-        reason: String,
-        /// How long until the next try; zero when it is due.
-        retry_in: Duration,
-    },
-    /// Starts keep failing: jobs fail with a [`SpawnFailed`], until one comes after the pause, for which a start is tried.
-    Open {
-        /// Why the last one failed.
-        reason: String,
-        /// How long jobs are still refused; zero when the next one leads to a try.
-        retry_in: Duration,
-    },
 }
 
 impl Pool {
@@ -529,54 +443,6 @@ impl Shared {
         }
     }
 
-    /// Calls `call` once there is room for a job in the backlog, or the pool closes: here and now, or on a thread of the
-    /// pool's. Those who wait are called in their order, one for each place. Returns by what to leave the line again.
-    pub(crate) fn on_room(self: &Arc<Self>, call: Box<dyn FnOnce(Room) + Send>) -> u64 {
-        if self.forked().is_some() {
-            return 0; // whoever waits is told by the drop of its call
-        }
-        let mut state = self.state.lock();
-        state.last_ticket += 1;
-        let ticket = state.last_ticket;
-        state.in_line.push_back((ticket, call));
-        self.admit(state);
-        ticket
-    }
-
-    /// Whoever has this ticket does not wait any more.
-    fn leave_line(&self, ticket: u64) {
-        if self.forked().is_some() {
-            return;
-        }
-        let mut state = self.state.lock();
-        let found = state.in_line.binary_search_by_key(&ticket, |it| it.0);
-        let left = found.ok().and_then(|at| state.in_line.remove(at));
-        drop(state);
-        drop(left);
-    }
-
-    /// Calls those for whom there is room now. Whoever is called may let go of his room at once: then the next one is
-    /// called when he has returned, and not from within, or a long line would need a deep stack.
-    fn admit(self: &Arc<Self>, mut state: parking_lot::MutexGuard<'_, State>) {
-        while !state.in_line.is_empty() && !state.admitting {
-            let admitted = state.admit(self.settings.backlog);
-            if admitted.is_empty() {
-                return;
-            }
-            state.admitting = true;
-            parking_lot::MutexGuard::unlocked(&mut state, || {
-                for (_, call) in admitted {
-                    let room = Room {
-                        shared: Arc::downgrade(self),
-                    };
-                    // What panics in there has been reported by the panic hook.
-                    let _ = catch_unwind(AssertUnwindSafe(|| call(room)));
-                }
-            });
-            state.admitting = false;
-        }
-    }
-
     /// Sees to it that somebody takes the job that has just been queued: the idle waiter that worked last, or a new worker.
     fn find_worker(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         if let Some(id) = state.idle.pop() {
@@ -742,37 +608,6 @@ impl Shared {
             .filter(|thread| thread.thread().id() != std::thread::current().id())
             .map(JoinHandle::join);
         true
-    }
-
-    fn stats(&self) -> Stats {
-        if self.forked().is_some() {
-            return Stats::default();
-        }
-        let state = self.state.lock();
-        let counts = state.counts;
-        let processes = state
-            .places
-            .iter()
-            .filter_map(|place| place.process.as_ref());
-        Stats {
-            queued: state.backlog.queued(),
-            running: state.backlog.out(),
-            workers: processes.map(|it| it.pid()).collect(),
-            submitted: counts.submitted,
-            finished: counts.finished,
-            failed: self.failed.load(Ordering::Relaxed),
-            cancelled: counts.cancelled,
-            timed_out: counts.timed_out,
-            spawned: counts.spawned,
-            restarted: counts.restarted,
-            died: counts.died,
-            recycled: counts.recycled,
-            resent: counts.resent,
-            failed_starts: state.breaker.failures(),
-            breaker: state.breaker.stats(Instant::now()),
-            queue_time: state.queue_time.clone(),
-            run_time: state.run_time.clone(),
-        }
     }
 }
 
