@@ -8,7 +8,7 @@ use super::Shared;
 use super::state::State;
 
 /// A place in the backlog of a pool, kept from others who wait for one until this is dropped: after the submit. See
-/// [`Pool::when_room`].
+/// [`Pool::when_room`](super::Pool::when_room).
 #[must_use = "dropping it gives the place to the next"]
 pub struct Room {
     shared: Weak<Shared>,

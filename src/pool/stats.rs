@@ -60,7 +60,7 @@ pub enum Breaker {
         /// How long until the next try; zero when it is due.
         retry_in: Duration,
     },
-    /// Starts keep failing: jobs fail with a [`SpawnFailed`], until one comes after the pause, for which a start is tried.
+    /// Starts keep failing: jobs fail with a [`SpawnFailed`](crate::SpawnFailed), until one comes after the pause, for which a start is tried.
     Open {
         /// Why the last one failed.
         reason: String,

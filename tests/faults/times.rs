@@ -333,7 +333,7 @@ rows! {
         // [2, "hello", [{"protocol": 1, "language": "none", "pipeline": 64}]]
         let script = r#"printf '\0\0\0\054\223\2\245hello\221\203\250protocol\1\250language\244none\250pipeline\100' >&0
             if [ -e "$1" ]; then rm "$1"; sleep 1000; fi; exit 0"#;
-        let pool = Pool::builder().size(1).command("sh", ["-c", &script, "sh", &deaf]).build().expect("a pool");
+        let pool = Pool::builder().size(1).command("sh", ["-c", script, "sh", &deaf]).build().expect("a pool");
         let late: TimedOut = failure_of(pool.apply_async(add.timeout(1200 * MS), (1, 2)));
         assert!(!late.queued);
         eventually(whole(), "it is buried", || pool.stats().died > 0);
