@@ -51,9 +51,9 @@ fn call_by_map(pool: &Pool, count: u64) {
 #[ignore = "takes a minute"]
 fn a_million_jobs_leave_nothing_behind() {
     let pool = pool(2);
-    // So that what is allocated once is there.
-    call_one_by_one(&pool, 50_000);
-    call_by_map(&pool, 50_000);
+    // So that what is allocated once is there, in the same sizes: buffers are kept.
+    call_one_by_one(&pool, 500_000);
+    call_by_map(&pool, 500_000);
     let before = resident_kib();
     call_one_by_one(&pool, 500_000);
     call_by_map(&pool, 500_000);
