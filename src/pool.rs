@@ -477,10 +477,9 @@ impl Shared {
         if let JobState::Queued = state.backlog.state(key) {
             return self.withdraw(state, key, Verdict::Cancelled);
         }
-        if let Some(job) = state.stop(key, Verdict::Cancelled, grace) {
-            state.counts.finished += 1;
-            state.note_verdict(Verdict::Cancelled);
-            drop(state);
+        let job = state.stop(key, Verdict::Cancelled, grace);
+        drop(state);
+        if let Some(job) = job {
             job.fail(CancelledError);
         }
     }
@@ -501,8 +500,7 @@ impl Shared {
         verdict: Verdict,
     ) {
         let job = state.backlog.withdraw(key);
-        state.counts.finished += 1;
-        state.note_verdict(verdict);
+        state.counts.note_end(Some(verdict));
         let closing = state.phase.is_closing();
         self.admit(state);
         if let Some(job) = job {
@@ -773,11 +771,8 @@ impl Shared {
         } = &mut *state;
         let answered = places[id.0 as usize].hand.answer(sent.call.key, backlog);
         match answered {
-            Answered::Finish(_) => counts.finished += 1,
-            Answered::Stopped(_, verdict) => {
-                counts.finished += 1;
-                state.note_verdict(verdict);
-            }
+            Answered::Finish(_) => counts.note_end(None),
+            Answered::Stopped(_, verdict) => counts.note_end(Some(verdict)),
             Answered::Dropped | Answered::TooLate(..) => {}
         }
         answered
@@ -785,11 +780,8 @@ impl Shared {
 
     /// A job has run for as long as it may. It is returned if it had not even begun.
     fn time_out(&self, key: JobKey) -> Option<Job> {
-        let mut state = self.state.lock();
-        let job = state.stop(key, Verdict::TimedOut, self.settings.cancel_grace)?;
-        state.counts.finished += 1;
-        state.note_verdict(Verdict::TimedOut);
-        Some(job)
+        let grace = self.settings.cancel_grace;
+        self.state.lock().stop(key, Verdict::TimedOut, grace)
     }
 
     /// When a worker is to be killed for a job that was asked to stop.

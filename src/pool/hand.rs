@@ -124,15 +124,6 @@ impl Hand {
         held.map(|held| held.wire_id)
     }
 
-    /// A job that was asked to stop is to have stopped sooner than was said.
-    pub(super) fn hasten(&mut self, key: JobKey, kill_at: Option<Instant>) {
-        for held in self.jobs.iter_mut().filter(|held| held.key == key) {
-            if let Some(Doom::Asked(_, at)) = &mut held.doom {
-                *at = [*at, kill_at].into_iter().flatten().min();
-            }
-        }
-    }
-
     /// The numbers of the jobs behind the first.
     pub(super) fn behind_first(&self) -> impl Iterator<Item = u64> {
         self.jobs.iter().skip(1).map(|held| held.wire_id)
@@ -164,7 +155,8 @@ impl Hand {
     }
 
     /// A job shall end without its answer. `revocable`: the worker will not begin a call that it was asked to stop. The
-    /// worker has been asked before, and has been [counted](Hand::count) after that.
+    /// worker has been asked before, and has been [counted](Hand::count) after that. One that was asked already can only be
+    /// killed the sooner for it.
     pub(super) fn stop(
         &mut self,
         key: JobKey,
@@ -175,10 +167,17 @@ impl Hand {
     ) -> Stopped {
         let begun = self.begun();
         let mut jobs = self.jobs.iter_mut().enumerate();
-        let Some((index, held)) = jobs.find(|(_, held)| held.key == key && held.doom.is_none())
+        let Some((index, held)) =
+            jobs.find(|(_, held)| held.key == key && !matches!(held.doom, Some(Doom::Ended)))
         else {
             return Stopped::Already;
         };
+        if let Some(doom) = &mut held.doom {
+            if let Doom::Asked(_, at) = doom {
+                *at = [*at, kill_at].into_iter().flatten().min();
+            }
+            return Stopped::Already;
+        }
         if revocable && index >= begun {
             held.doom = Some(Doom::Ended);
             return Stopped::Ended(backlog.take_out(key));

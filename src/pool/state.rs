@@ -220,41 +220,36 @@ impl State {
             return None;
         };
         let State {
-            places, backlog, ..
+            places,
+            backlog,
+            counts,
+            ..
         } = self;
         let place = &mut places[id.0 as usize];
-        let now = Instant::now();
-        // One that was asked is not asked again: there is only so much room for requests.
-        let Some(wire_id) = place.hand.wire_id(key) else {
-            place.hand.hasten(key, now.checked_add(grace));
-            if !grace.is_zero() || !self.kill_overdue(id, now) {
-                let process = self.place(id).process.as_ref();
-                process
-                    .into_iter()
-                    .for_each(|process| process.wakeup().wake());
-            }
-            return None;
-        };
         if let Some(process) = &place.process {
-            // In this order; see docs/protocol.md, "Call".
-            process.request_stop(wire_id);
+            // In this order; see docs/protocol.md, "Call". One that was asked is not asked again: there is only so much room
+            // for requests.
+            place
+                .hand
+                .wire_id(key)
+                .into_iter()
+                .for_each(|call| process.request_stop(call));
             place.hand.count(process.take_count(), id, backlog);
         }
+        let now = Instant::now();
+        let kill_at = now.checked_add(grace);
         let revocable = place.pipelines && place.process.is_some();
-        match place
-            .hand
-            .stop(key, verdict, now.checked_add(grace), revocable, backlog)
-        {
-            Stopped::Ended(job) => return Some(job),
-            Stopped::Asked if grace.is_zero() && self.kill_overdue(id, now) => {}
-            // The waiter looks when it has to kill.
-            Stopped::Asked => {
-                let process = self.place(id).process.as_ref();
-                process
-                    .into_iter()
-                    .for_each(|process| process.wakeup().wake());
-            }
-            Stopped::Already => {}
+        let stopped = place.hand.stop(key, verdict, kill_at, revocable, backlog);
+        if let Stopped::Ended(job) = stopped {
+            counts.note_end(Some(verdict));
+            return Some(job);
+        }
+        // Otherwise the waiter looks when it has to kill.
+        if !grace.is_zero() || !self.kill_overdue(id, now) {
+            let process = self.place(id).process.as_ref();
+            process
+                .into_iter()
+                .for_each(|process| process.wakeup().wake());
         }
         None
     }
@@ -361,7 +356,9 @@ impl State {
             backlog.resend(*key, frame.unwrap_or_default(), blamed);
             counts.resent += 1;
         }
-        counts.finished += remains.ended.len() as u64;
+        for ended in &remains.ended {
+            counts.note_end(ended.verdict);
+        }
         remains.ended
     }
 
@@ -400,13 +397,16 @@ impl State {
         self.counts.finished += jobs.len() as u64;
         jobs
     }
+}
 
-    /// Counts a job that ends by a verdict.
-    pub(super) fn note_verdict(&mut self, verdict: Verdict) {
+impl Counts {
+    /// A job ends: by its answer or its worker's death, or by a verdict.
+    pub(super) fn note_end(&mut self, verdict: Option<Verdict>) {
+        self.finished += 1;
         match verdict {
-            Verdict::Cancelled => self.counts.cancelled += 1,
-            Verdict::TimedOut => self.counts.timed_out += 1,
-            Verdict::Closed => {}
+            Some(Verdict::Cancelled) => self.cancelled += 1,
+            Some(Verdict::TimedOut) => self.timed_out += 1,
+            Some(Verdict::Closed) | None => {}
         }
     }
 }

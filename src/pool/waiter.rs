@@ -91,35 +91,38 @@ impl Waiter {
         self.bury(worker, end);
     }
 
-    /// Waits for the worker's hello.
+    /// Waits for the worker's hello, and until it is ready.
     fn greet(&self, worker: &mut Connection) -> Result<(), End> {
         // `None`: later than the clock goes.
         let deadline = worker.born.checked_add(self.shared.settings.boot_deadline);
-        loop {
-            match worker.wait(deadline) {
-                Event::Frame => {
-                    self.check_hello(worker)
-                        .map_err(|why| End::NotStarted(Some(why)))?;
-                    worker.calls_left = self.shared.calls_for_a_worker();
-                    // By now a command in between has put it where it is to be.
-                    worker.oom_count = self.shared.oom_kills.watch(Some(worker.process.pid()));
-                    break;
-                }
-                Event::Woken if self.shared.is_wanted() => {}
-                Event::Woken => return Err(End::Retired(Leave::Unwanted)),
-                Event::Died => return Err(End::NotStarted(None)),
-                Event::Closed if worker.ends_soon() => return Err(End::NotStarted(None)),
-                Event::Closed => return Err(not_a_worker("it closed its standard input")),
-                Event::Late => {
-                    let why = SpawnFailure::Silent(self.shared.settings.boot_deadline);
-                    return Err(End::NotStarted(Some(why)));
-                }
-                Event::Garbage(error) => return Err(not_a_worker(error)),
-            }
-        }
+        self.first_frame(worker, deadline)?;
+        self.check_hello(worker)
+            .map_err(|why| End::NotStarted(Some(why)))?;
+        worker.calls_left = self.shared.calls_for_a_worker();
+        // By now a command in between has put it where it is to be.
+        worker.oom_count = self.shared.oom_kills.watch(Some(worker.process.pid()));
         self.initialize(worker, deadline)?;
         self.shared.enter_service(self.id, worker.pipelines);
         Ok(())
+    }
+
+    /// Waits for a frame of a worker that is not ready yet.
+    fn first_frame(&self, worker: &mut Connection, deadline: Option<Instant>) -> Result<(), End> {
+        loop {
+            return Err(match worker.wait(deadline) {
+                Event::Frame => return Ok(()),
+                Event::Woken if self.shared.is_wanted() => continue,
+                Event::Woken => End::Retired(Leave::Unwanted),
+                Event::Died => End::NotStarted(None),
+                Event::Closed if worker.ends_soon() => End::NotStarted(None),
+                Event::Closed => not_a_worker("it closed its standard input"),
+                Event::Late => {
+                    let why = SpawnFailure::Silent(self.shared.settings.boot_deadline);
+                    End::NotStarted(Some(why))
+                }
+                Event::Garbage(error) => not_a_worker(error),
+            });
+        }
     }
 
     /// Runs the initializer, if there is one, as the first call.
@@ -127,34 +130,19 @@ impl Waiter {
         let Some(initializer) = &self.shared.settings.initializer else {
             return Ok(());
         };
+        let is_python = self.shared.settings.launch.is_python();
         worker.push(initializer.call(), Instant::now());
-        loop {
-            match worker.wait(deadline) {
-                Event::Frame => match worker.next_answer() {
-                    Ok(Some((_, answer))) => {
-                        let why = initializer
-                            .failure(answer.outcome, self.shared.settings.launch.is_python());
-                        worker.answered = 0;
-                        worker.process.take_count();
-                        return match why {
-                            None => Ok(()),
-                            Some(why) => Err(End::NotStarted(Some(SpawnFailure::Initializer(why)))),
-                        };
-                    }
-                    Ok(None) => {}
-                    Err(error) => return Err(not_a_worker(error)),
-                },
-                Event::Woken if self.shared.is_wanted() => {}
-                Event::Woken => return Err(End::Retired(Leave::Unwanted)),
-                Event::Died => return Err(End::NotStarted(None)),
-                Event::Closed if worker.ends_soon() => return Err(End::NotStarted(None)),
-                Event::Closed => return Err(not_a_worker("it closed its connection")),
-                Event::Late => {
-                    let why = SpawnFailure::Silent(self.shared.settings.boot_deadline);
-                    return Err(End::NotStarted(Some(why)));
-                }
-                Event::Garbage(error) => return Err(not_a_worker(error)),
+        let why = loop {
+            self.first_frame(worker, deadline)?;
+            if let Some((_, answer)) = worker.next_answer().map_err(not_a_worker)? {
+                break initializer.failure(answer.outcome, is_python);
             }
+        };
+        worker.answered = 0;
+        worker.process.take_count();
+        match why {
+            None => Ok(()),
+            Some(why) => Err(End::NotStarted(Some(SpawnFailure::Initializer(why)))),
         }
     }
 
@@ -373,14 +361,9 @@ impl Waiter {
             _ => state.counts.died += 1,
         }
         let ended = state.bury(self.id, &mut worker.sent);
-        state.counts.finished += worker.late.len() as u64;
-        let verdicts = ended.iter().filter_map(|ended| ended.verdict);
-        let verdicts: Vec<_> = verdicts
-            .chain(worker.late.iter().map(|late| late.1))
-            .collect();
-        verdicts
-            .into_iter()
-            .for_each(|verdict| state.note_verdict(verdict));
+        for (_, verdict, _) in &worker.late {
+            state.counts.note_end(Some(*verdict));
+        }
         if !ended.is_empty() || !worker.sent.is_empty() {
             self.shared.rouse_one(&mut state);
         }
