@@ -1,12 +1,14 @@
 //! The one module of this crate with `unsafe`: a hook that the loader calls before `main`, and what must be asked of the
 //! C library itself, by a worker (its signals and descriptors) and by a host (what a child had used by its end, and
-//! whether this is the host at all or a process that it forked).
+//! whether this is the host at all or a process that it forked); and, in `memory`, memory that the two share.
 //!
 //! A worker is the program's own binary started again. It must not run `main`, and under `cargo test` not the test
 //! harness either, so it has to be caught before: in `.init_array`, the list of functions that an ELF program's
 //! constructors are. What holds there was tried, as it is not written anywhere: `std::env::args` has been filled in
 //! (glibc hands the arguments to constructors, and std's own comes first), threads, locks, panics and `catch_unwind`
 //! work, linkme's slices are complete. std has not yet ignored SIGPIPE nor set up its stack overflow message.
+
+pub(crate) mod memory;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
