@@ -177,8 +177,9 @@ impl Pool {
             Shutdown::DrainWithin(patience) => self.close_within(patience),
             Shutdown::Now => self.terminate(),
         }
-        match remote(event_loop) {
-            Ok((remote, d)) => {
+        match from_threads(event_loop) {
+            Ok(threads) => {
+                let (remote, d) = RemoteResolver::new(threads);
                 self.shared().on_end(Box::new(move || remote.fire(Ok(()))));
                 d
             }
@@ -208,28 +209,37 @@ impl Pool {
     /// # Ok::<(), errback::Failure>(())
     /// ```
     ///
+    /// A cancel leaves the line.
+    ///
     /// # Errors
     /// [`LoopGone`] when the loop has ended.
     #[track_caller]
     pub fn when_room(&self, event_loop: &impl ReactorCore) -> Deferred<Room> {
-        let (remote, d) = match remote(event_loop) {
-            Ok(ends) => ends,
+        let threads = match from_threads(event_loop) {
+            Ok(threads) => threads,
             Err(gone) => return fail(gone),
         };
-        let shared = Arc::clone(self.shared());
-        let _ticket = shared.on_room(Box::new(move |room| remote.fire(Ok(room))));
+        let ticket: Rc<OnceCell<u64>> = Rc::default();
+        let (shared, taken) = (Arc::clone(self.shared()), Rc::clone(&ticket));
+        let (resolver, d) = Deferred::with_canceller(move || {
+            taken
+                .get()
+                .into_iter()
+                .for_each(|it| shared.leave_line(*it));
+            None
+        });
+        let remote = RemoteResolver::of(threads, resolver);
+        let call = Box::new(move |room| remote.fire(Ok(room)));
+        let _ = ticket.set(self.shared().on_room(call));
         d
     }
 }
 
-/// A Deferred that another thread fires.
-#[track_caller]
-fn remote<T: Send + 'static>(
-    event_loop: &impl ReactorCore,
-) -> Result<(RemoteResolver<T>, Deferred<T>), LoopGone> {
+/// The way to a loop from other threads, if it has not ended: one that has would never fire a Deferred.
+fn from_threads(event_loop: &impl ReactorCore) -> Result<Arc<dyn ReactorFromThreads>, LoopGone> {
     let threads = event_loop.from_threads();
-    threads.call_from_thread(Box::new(|| ()))?; // one that has ended would never fire it
-    Ok(RemoteResolver::new(threads))
+    threads.call_from_thread(Box::new(|| ()))?;
+    Ok(threads)
 }
 
 /// The pool that [`defer_to_process`] uses on this reactor; made now if there is none yet.

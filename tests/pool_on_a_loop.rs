@@ -2,11 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use errback::{
-    CancelledError, EncodeError, Failure, JobPanicked, Pool, PoolClosed, Reactor, WorkerDied,
-    defer_to_process, defer_to_process_pool, map_to_process, process_pool,
+    CancelledError, EncodeError, Failure, JobPanicked, Pool, PoolClosed, Reactor, ReactorCore,
+    WorkerDied, defer_to_process, defer_to_process_pool, map_to_process, process_pool,
 };
 use errback_deferred::{Deferred, gather_results};
 
@@ -256,6 +257,34 @@ fn cancelling_the_deferred_of_a_waiting_job_takes_it_out() {
         pool.stats().died <= 1,
         "the blocker's worker, if it had one"
     );
+}
+
+#[test]
+fn cancelling_a_wait_for_room_leaves_the_line() {
+    run(|reactor| {
+        let pool = Pool::builder().size(1).backlog(1).build().expect("a pool");
+        let room = pool.when_room(reactor); // and keeps the only place
+        let threads = reactor.from_threads();
+        let before = Arc::strong_count(&threads);
+        let waits: Vec<_> = (0..1000).map(|_| pool.when_room(reactor)).collect();
+        assert_eq!(Arc::strong_count(&threads), before + 1000);
+        for wait in waits {
+            wait.cancel();
+            wait.add_both(|result| {
+                let failure = result.err().expect("a failure");
+                assert!(failure.check::<CancelledError>().is_some(), "{failure:?}");
+            })
+            .log_failure();
+        }
+        assert_eq!(Arc::strong_count(&threads), before, "nobody is in line");
+        let next = pool.when_room(reactor);
+        room.add_callback(drop).log_failure();
+        next.add_callback(move |room| {
+            drop(room);
+            drop(pool);
+        })
+    })
+    .expect("the next in line has room");
 }
 
 #[test]

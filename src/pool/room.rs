@@ -48,7 +48,7 @@ impl Shared {
     }
 
     /// Whoever has this ticket does not wait any more.
-    pub(super) fn leave_line(&self, ticket: u64) {
+    pub(crate) fn leave_line(&self, ticket: u64) {
         if self.forked().is_some() {
             return;
         }
