@@ -4,6 +4,7 @@
 //! [`Pool::apply_async`] (or `defer_to_process`, which stands on the same submit), waits in the backlog, is taken by a
 //! waiter thread, and ends in one call of the job's `finish`. The files of this folder, in the order of a job's life:
 //!
+//! - `asked`: what callers ask for; `service`: what the pool's own threads tell each other;
 //! - `job`, `backlog`, `hand`: what is to be done, what waits, and what a worker holds; who ends a job is decided there;
 //! - `state`: what the one lock protects; `deadlines`, `pace`: parts of it;
 //! - `waiter`, `connection`: one thread for each worker process, and its socket;
@@ -17,6 +18,7 @@
 //! Lock order: the state's lock is the only one that is held while another piece of the pool is called, and nothing that
 //! is called under it blocks or runs user code.
 
+mod asked;
 mod backlog;
 mod breaker;
 mod builder;
@@ -31,6 +33,7 @@ mod output;
 mod pace;
 mod python;
 mod room;
+mod service;
 mod size;
 mod state;
 mod stats;
@@ -45,25 +48,18 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use errback_deferred::{CancelledError, Failure};
+use errback_deferred::Failure;
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{PollFd, Timespec};
-use rustix::io::Errno;
 
 use crate::async_result::AsyncResult;
-use crate::error::{
-    Exit, ForkedHost, InternalError, Overloaded, PoolClosed, SpawnFailed, SpawnFailure, TimedOut,
-};
+use crate::error::ForkedHost;
 use crate::hook;
 use crate::task::Task;
 use cgroup::OomKills;
-use child::{Child, Ended, Launch, Process};
-use connection::{Connection, Sent};
-use deadlines::Due;
-use hand::Answered;
-use job::{Job, JobKey, JobState, Verdict, WorkerId};
+use child::Launch;
+use job::{Job, JobKey};
 use output::Output;
-use state::{Closing, Phase, Place, Stage, State};
+use state::{Closing, State};
 use wakeup::Wakeup;
 
 pub use builder::Builder;
@@ -177,7 +173,7 @@ enum Leave {
 /// What becomes of a job that comes when the backlog is full.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum WhenFull {
-    /// It fails with [`Overloaded`].
+    /// It fails with [`Overloaded`](crate::Overloaded).
     #[default]
     Refuse,
     /// It waits all the same, behind the others. Whoever submits has to keep to [`Pool::when_room`] or
@@ -233,11 +229,11 @@ impl Pool {
     ///
     /// # Errors
     /// In the result: what the task returned as `Err`, or [`WorkerDied`](crate::WorkerDied),
-    /// [`JobPanicked`](crate::JobPanicked), [`TimedOut`], [`CancelledError`], [`SpawnFailed`], [`PoolClosed`], [`Overloaded`],
+    /// [`JobPanicked`](crate::JobPanicked), [`TimedOut`](crate::TimedOut), [`CancelledError`](crate::CancelledError), [`SpawnFailed`](crate::SpawnFailed), [`PoolClosed`](crate::PoolClosed), [`Overloaded`](crate::Overloaded),
     /// [`ForkedHost`]; [`EncodeError`](crate::EncodeError) when the arguments cannot be sent,
     /// [`NotSerialisable`](crate::NotSerialisable) when the worker cannot read them or not send the result,
     /// [`DecodeError`](crate::DecodeError) when the result cannot be read here; [`UnknownTask`](crate::UnknownTask),
-    /// [`ProtocolError`](crate::ProtocolError), [`InternalError`].
+    /// [`ProtocolError`](crate::ProtocolError), [`InternalError`](crate::InternalError).
     pub fn apply_async<F: Task>(&self, task: F, args: F::Args) -> AsyncResult<F::Output> {
         AsyncResult::submit(self, task, &args)
     }
@@ -260,7 +256,7 @@ impl Pool {
         });
     }
 
-    /// Ends the pool now: jobs that wait fail with [`PoolClosed`], workers are killed, and the jobs that they ran fail
+    /// Ends the pool now: jobs that wait fail with [`PoolClosed`](crate::PoolClosed), workers are killed, and the jobs that they ran fail
     /// with the same. They are not asked to stop before.
     ///
     /// Returns at once; [`join`](Pool::join) waits.
@@ -367,591 +363,6 @@ impl Drop for Handle {
         self.shared.terminate();
         // The program may end right now, and the thread that does this with it.
         self.shared.output.flush();
-    }
-}
-
-/// What callers ask for.
-impl Shared {
-    /// In a process that the pool's own has forked there is a copy of the pool's memory, but none of its threads: nobody
-    /// would ever take a job, and a lock that one of them held at the fork would never be free. So this is asked before
-    /// any lock is taken.
-    pub(crate) fn forked(&self) -> Option<Failure> {
-        (hook::generation() != self.generation).then(|| self.forked.clone())
-    }
-
-    /// Takes a job, or gives it back. Never blocks.
-    pub(crate) fn submit(self: &Arc<Self>, job: Job) -> Result<JobHandle, Box<Refused>> {
-        if let Some(why) = self.forked() {
-            return Err(Box::new(Refused { job, why }));
-        }
-        let expiry = job
-            .expires()
-            .and_then(|after| job.submitted().checked_add(after));
-        let mut state = self.state.lock();
-        if let Some(why) = self.refusal_in(&state) {
-            drop(state);
-            return Err(Box::new(Refused { job, why }));
-        }
-        let key = state.backlog.push(job);
-        state.counts.submitted += 1;
-        let is_next = expiry.is_some_and(|at| state.schedule(at, Due::Expire(key)));
-        self.find_worker(state);
-        if is_next {
-            self.supervisor.wake();
-        }
-        Ok(JobHandle {
-            shared: Arc::downgrade(self),
-            key,
-        })
-    }
-
-    /// Why a job would not be taken now.
-    pub(crate) fn refusal(&self) -> Option<Failure> {
-        if let Some(why) = self.forked() {
-            return Some(why);
-        }
-        self.refusal_in(&self.state.lock())
-    }
-
-    fn refusal_in(&self, state: &State) -> Option<Failure> {
-        let pool = || self.settings.name.clone();
-        if state.phase.is_closing() {
-            return Some(
-                PoolClosed {
-                    pool: pool(),
-                    running: false,
-                }
-                .into(),
-            );
-        }
-        if state.backlog.queued() >= self.settings.backlog
-            && self.settings.when_full == WhenFull::Refuse
-        {
-            return Some(
-                Overloaded {
-                    pool: pool(),
-                    backlog: self.settings.backlog,
-                }
-                .into(),
-            );
-        }
-        let hopeless = state.breaker.failures() > 0 && state.alive() == 0;
-        if hopeless {
-            state.breaker.refusal(Instant::now()).cloned()
-        } else {
-            None
-        }
-    }
-
-    /// Sees to it that somebody takes the job that has just been queued: the idle waiter that worked last, or a new worker.
-    fn find_worker(&self, mut state: parking_lot::MutexGuard<'_, State>) {
-        if let Some(id) = state.idle.pop() {
-            drop(state);
-            self.bells[id.0 as usize].notify_one();
-            return;
-        }
-        let grow = state.wanted < self.settings.size && state.is_short_of_workers();
-        state.wanted += usize::from(grow);
-        let retry = state.breaker.failures() > 0 && state.starting() == 0;
-        drop(state);
-        if grow || retry {
-            self.supervisor.wake();
-        }
-    }
-
-    /// See [`JobHandle::cancel`].
-    fn cancel(self: &Arc<Self>, key: JobKey) {
-        self.cancel_with(key, self.settings.cancel_grace);
-    }
-
-    /// As [`cancel`](Self::cancel), for a job that has had its grace.
-    fn cancel_now(self: &Arc<Self>, key: JobKey) {
-        self.cancel_with(key, Duration::ZERO);
-    }
-
-    fn cancel_with(self: &Arc<Self>, key: JobKey, grace: Duration) {
-        if self.forked().is_some() {
-            return;
-        }
-        let mut state = self.state.lock();
-        if let JobState::Queued = state.backlog.state(key) {
-            return self.withdraw(state, key, Verdict::Cancelled);
-        }
-        let job = state.stop(key, Verdict::Cancelled, grace);
-        drop(state);
-        if let Some(job) = job {
-            job.fail(CancelledError);
-        }
-    }
-
-    /// A job that waits has waited too long, if it still waits.
-    fn expire(self: &Arc<Self>, key: JobKey) {
-        let state = self.state.lock();
-        if let JobState::Queued = state.backlog.state(key) {
-            self.withdraw(state, key, Verdict::TimedOut);
-        }
-    }
-
-    /// Ends a job that waits.
-    fn withdraw(
-        self: &Arc<Self>,
-        mut state: parking_lot::MutexGuard<'_, State>,
-        key: JobKey,
-        verdict: Verdict,
-    ) {
-        let job = state.backlog.withdraw(key);
-        state.counts.note_end(Some(verdict));
-        let closing = state.phase.is_closing();
-        self.admit(state);
-        if let Some(job) = job {
-            match verdict {
-                Verdict::TimedOut => {
-                    let late = TimedOut {
-                        task: job.task().to_string(),
-                        job: job.id(),
-                        limit: job.expires().unwrap_or_default(),
-                        elapsed: job.submitted().elapsed(),
-                        queued: true,
-                        pid: None,
-                    };
-                    job.fail(late);
-                }
-                _ => job.fail(CancelledError),
-            }
-        }
-        if closing {
-            self.supervisor.wake();
-        }
-    }
-
-    /// See [`JobHandle::cancel_within`].
-    fn cancel_within(self: &Arc<Self>, key: JobKey, grace: Duration) {
-        if self.forked().is_some() {
-            return;
-        }
-        let mut state = self.state.lock();
-        if let JobState::Sent(_) | JobState::Running(_) = state.backlog.state(key) {
-            let at = Instant::now().checked_add(grace);
-            let is_next = at.is_some_and(|at| state.schedule(at, Due::Cancel(key)));
-            drop(state);
-            if is_next {
-                self.supervisor.wake();
-            }
-            return;
-        }
-        drop(state);
-        self.cancel(key);
-    }
-
-    /// Step 1 of the end of a pool (see `supervisor`).
-    fn close(self: &Arc<Self>, order: Closing) {
-        if self.forked().is_some() {
-            return;
-        }
-        let mut state = self.state.lock();
-        state.phase.close(order);
-        self.rouse(&state);
-        self.admit(state);
-        self.supervisor.wake();
-    }
-
-    pub(crate) fn terminate(self: &Arc<Self>) {
-        self.close(Closing {
-            drop_queued: true,
-            kill_at: Some(Instant::now()),
-        });
-    }
-
-    /// Fails what waits, gives what runs a grace, and then kills it.
-    pub(crate) fn shut_down(self: &Arc<Self>, grace: Duration) {
-        self.close(Closing {
-            drop_queued: true,
-            kill_at: Instant::now().checked_add(grace),
-        });
-    }
-
-    /// Calls `call` when the pool has ended: on the supervisor's thread, or here if it has ended already, or is not here.
-    pub(crate) fn on_end(&self, call: Box<dyn FnOnce() + Send>) {
-        if self.forked().is_some() {
-            return call();
-        }
-        let mut state = self.state.lock();
-        match state.phase {
-            Phase::Ended => {
-                drop(state);
-                call();
-            }
-            _ => state.on_end.push(call),
-        }
-    }
-
-    fn join(&self, until: Option<Instant>) -> bool {
-        if self.forked().is_some() {
-            return true;
-        }
-        let mut state = self.state.lock();
-        while !matches!(state.phase, Phase::Ended) {
-            match until {
-                None => self.ended.wait(&mut state),
-                Some(until) if self.ended.wait_until(&mut state, until).timed_out() => {
-                    return matches!(state.phase, Phase::Ended);
-                }
-                Some(_) => {}
-            }
-        }
-        drop(state);
-        // The supervisor has nothing left to do but to return.
-        let thread = self.thread.lock().take();
-        thread
-            .filter(|thread| thread.thread().id() != std::thread::current().id())
-            .map(JoinHandle::join);
-        true
-    }
-}
-
-/// What waiters and the supervisor tell each other.
-impl Shared {
-    /// The next worker for this waiter; `None` when the pool needs none any more.
-    fn next_child(&self, id: WorkerId) -> Option<Child> {
-        let mut state = self.state.lock();
-        loop {
-            let running_out = state.is_running_out();
-            let place = state.place(id);
-            match std::mem::replace(&mut place.stage, Stage::Vacant) {
-                Stage::Handed(child) => {
-                    place.stage = Stage::Starting;
-                    return Some(*child);
-                }
-                Stage::Vacant if running_out => {
-                    place.stage = Stage::Ended;
-                    drop(state);
-                    self.supervisor.wake();
-                    return None;
-                }
-                other => place.stage = other,
-            }
-            self.bells[id.0 as usize].wait(&mut state);
-        }
-    }
-
-    /// The worker said hello, and is ready.
-    fn enter_service(&self, id: WorkerId, pipelines: bool) {
-        let mut state = self.state.lock();
-        let place = state.place(id);
-        place.stage = Stage::Serving;
-        place.pipelines = pipelines;
-        state.proven = true;
-        if state.alive() < state.wanted {
-            self.supervisor.wake();
-        }
-    }
-
-    /// Whether a worker that is starting will be needed.
-    fn is_wanted(&self) -> bool {
-        !self.state.lock().is_running_out()
-    }
-
-    /// How many calls a new worker may be given. Not the same for all: they shall not leave all at once.
-    fn calls_for_a_worker(&self) -> Option<u64> {
-        let most = self.settings.max_jobs?;
-        let spread = most / 10;
-        Some(most - (spread as f64 * state::jitter()) as u64)
-    }
-
-    /// Whether a worker has been given enough calls, or has grown too large.
-    fn is_worn_out(&self, worker: &Connection) -> bool {
-        let large = |most: u64| worker.process.resident_memory() > Some(most);
-        worker.calls_left == Some(0)
-            || (worker.answered > 0 && self.settings.max_memory.is_some_and(large))
-    }
-
-    /// Gives a worker its next jobs. Blocks, if it has none, until there is one, or it is to leave.
-    fn next_jobs(self: &Arc<Self>, id: WorkerId, worker: &mut Connection) -> Next {
-        let mut state = self.state.lock();
-        let mut idle_until = None;
-        loop {
-            if state.place(id).dead {
-                return Next::Died;
-            }
-            let took = state.waiting() > 0 && self.take_jobs(&mut state, id, worker);
-            if took || !worker.sent.is_empty() {
-                if took && state.is_running_out() {
-                    self.supervisor.wake(); // the others may go now
-                }
-                self.admit(state);
-                return Next::Jobs;
-            }
-            if state.phase.is_closing() {
-                return Next::Leave(Leave::Unwanted);
-            }
-            state.idle.push(id);
-            let bell = &self.bells[id.0 as usize];
-            let late = match self.settings.idle_timeout {
-                None => {
-                    bell.wait(&mut state);
-                    false
-                }
-                Some(timeout) => {
-                    let until = *idle_until.get_or_insert_with(|| {
-                        let now = Instant::now();
-                        now.checked_add(timeout).unwrap_or(now + FOR_EVER)
-                    });
-                    bell.wait_until(&mut state, until).timed_out()
-                }
-            };
-            // Who rings for a job has taken us off the list; who rings for another reason has not.
-            state.idle.retain(|it| *it != id);
-            if late && state.waiting() == 0 && state.wanted > self.settings.min_size {
-                state.wanted -= 1;
-                state.place(id).stage = Stage::Leaving;
-                return Next::Leave(Leave::Unwanted);
-            }
-        }
-    }
-
-    /// Takes a job for a worker that has none; and behind it, or behind those that it has, as many as may go together.
-    /// Whether there was one.
-    fn take_jobs(&self, state: &mut State, id: WorkerId, worker: &mut Connection) -> bool {
-        let now = Instant::now();
-        let had = worker.sent.len();
-        let take = |state: &mut State, worker: &mut Connection| {
-            let Some(call) = state.backlog.take(id) else {
-                return false;
-            };
-            state.place(id).hand.give(call.key, call.wire_id);
-            let waited = now.saturating_duration_since(call.submitted);
-            state.queue_time.record(waited);
-            worker.calls_left = worker.calls_left.map(|left| left - 1);
-            worker.push(call, now);
-            true
-        };
-        if had == 0 && !take(state, worker) {
-            return false;
-        }
-        worker.refill_at = 0;
-        let last = &worker.sent[worker.sent.len() - 1].call;
-        if !self.settings.batches || !worker.pipelines || !last.with_others {
-            return had == 0;
-        }
-        let task = last.task;
-        // An equal share for each worker: several that go to one while another has nothing to do are no gain.
-        let jobs = state.backlog.queued() + worker.sent.len();
-        let share = jobs.div_ceil(state.serving().max(1));
-        let together = state.paces.together(task).min(share);
-        while worker.sent.len() < together
-            && worker.calls_left != Some(0)
-            && state
-                .backlog
-                .next_with_others()
-                .is_some_and(|next| std::ptr::eq(next, task))
-        {
-            take(state, worker);
-        }
-        if worker.sent.len() >= together {
-            worker.refill_at = together / 2;
-        }
-        worker.sent.len() > had
-    }
-
-    /// The worker answered a call, which took so long.
-    fn complete(&self, id: WorkerId, sent: &Sent, first: bool, took: Duration) -> Answered {
-        let mut state = self.state.lock();
-        if first {
-            state.breaker.succeeded();
-        }
-        state.run_time.record(took);
-        if sent.call.with_others {
-            state.paces.note(sent.call.task, took);
-        }
-        let State {
-            places,
-            backlog,
-            counts,
-            ..
-        } = &mut *state;
-        let answered = places[id.0 as usize].hand.answer(sent.call.key, backlog);
-        match answered {
-            Answered::Finish(_) => counts.note_end(None),
-            Answered::Stopped(_, verdict) => counts.note_end(Some(verdict)),
-            Answered::Dropped | Answered::TooLate(..) => {}
-        }
-        answered
-    }
-
-    /// A job has run for as long as it may. It is returned if it had not even begun.
-    fn time_out(&self, key: JobKey) -> Option<Job> {
-        let grace = self.settings.cancel_grace;
-        self.state.lock().stop(key, Verdict::TimedOut, grace)
-    }
-
-    /// When a worker is to be killed for a job that was asked to stop.
-    fn kill_at(&self, id: WorkerId) -> Option<Instant> {
-        self.state.lock().place(id).hand.kill_at()
-    }
-
-    /// The grace of a worker's job is over. Whether the worker was killed for it.
-    fn kill_overdue(&self, id: WorkerId) -> bool {
-        self.state.lock().kill_overdue(id, Instant::now())
-    }
-
-    /// Whether a worker has begun the first of its jobs.
-    fn has_begun(&self, id: WorkerId) -> bool {
-        self.state.lock().has_begun(id)
-    }
-
-    /// Gives the jobs behind the first, which takes long, to others.
-    fn take_back(&self, id: WorkerId, worker: &mut Connection) {
-        let mut state = self.state.lock();
-        let jobs = state.take_back(id, &worker.sent);
-        worker.refill_at = 0;
-        for _ in 0..jobs.min(state.idle.len()) {
-            self.rouse_one(&mut state);
-        }
-        if jobs > 0 && state.wanted < self.settings.size && state.is_short_of_workers() {
-            state.wanted += 1;
-            drop(state);
-            self.supervisor.wake();
-        }
-    }
-
-    /// Whether the first of a worker's jobs was taken back.
-    fn first_has_ended(&self, id: WorkerId) -> bool {
-        self.state.lock().place(id).hand.first_has_ended()
-    }
-
-    /// A worker is told to leave.
-    fn take_leave(&self, id: WorkerId) {
-        self.state.lock().place(id).stage = Stage::Leaving;
-    }
-
-    /// Kills the worker of a place, if it has not been collected.
-    fn kill(&self, id: WorkerId) {
-        if let Some(process) = &self.state.lock().place(id).process {
-            process.kill();
-        }
-    }
-
-    /// Collects a worker. From here on nobody can kill it: its number may become another's.
-    fn reap(&self, id: WorkerId, process: &Arc<Process>) -> Ended {
-        let mut state = self.state.lock();
-        state.place(id).process = None;
-        process.reap().unwrap_or_else(|| {
-            state.undead.push(Arc::clone(process));
-            Ended::never()
-        })
-    }
-
-    /// The supervisor saw the process end. If that is still the worker of the place, its waiter is told.
-    fn note_death(&self, id: WorkerId, process: &Arc<Process>) {
-        let mut state = self.state.lock();
-        let place = state.place(id);
-        if place
-            .process
-            .as_ref()
-            .is_some_and(|current| Arc::ptr_eq(current, process))
-        {
-            place.dead = true;
-            state.idle.retain(|it| *it != id);
-            self.bells[id.0 as usize].notify_one();
-        }
-    }
-
-    /// A worker has been buried: its place is free for another.
-    fn vacate(&self, state: &mut State, id: WorkerId, failed: Option<SpawnFailed>) {
-        let place = state.place(id);
-        (place.stage, place.pipelines, place.dead) = (Stage::Vacant, false, false);
-        if let Some(failed) = failed {
-            state.note_failed_start(failed);
-        }
-        self.supervisor.wake();
-    }
-
-    /// A job was put back: wakes somebody for it. (The supervisor sees to the rest.)
-    fn rouse_one(&self, state: &mut State) {
-        if let Some(id) = state.idle.pop() {
-            self.bells[id.0 as usize].notify_one();
-        }
-    }
-
-    /// Wakes every waiter that waits for a job or a worker, to look whether the pool closes.
-    fn rouse(&self, state: &State) {
-        for bell in &self.bells[..state.places.len()] {
-            bell.notify_all();
-        }
-        // One that has just been handed over finds the wake-up when it begins to wait.
-        let starting = |place: &&Place| matches!(place.stage, Stage::Handed(_) | Stage::Starting);
-        let starting = state.places.iter().filter(starting);
-        for process in starting.filter_map(|place| place.process.as_ref()) {
-            process.wakeup().wake();
-        }
-    }
-
-    /// A waiter panicked over its worker: kills it, fails its jobs, and goes on.
-    fn abandon(&self, id: WorkerId, process: &Arc<Process>) {
-        let mut state = self.state.lock();
-        if state.place(id).process.take().is_some() {
-            process.kill();
-            state.undead.push(Arc::clone(process));
-        }
-        let jobs = state.abandon(id);
-        state.counts.died += 1;
-        state.counts.finished += jobs.len() as u64;
-        // With the pauses of a failed start: the next worker may meet with the same.
-        let failed = SpawnFailed {
-            program: self.settings.launch.name(),
-            attempts: 0,
-            python: self.settings.launch.is_python(),
-            reason: SpawnFailure::Ended(Exit::Unknown),
-            stderr: String::new(),
-        };
-        self.vacate(&mut state, id, Some(failed));
-        drop(state);
-        let message = "a waiter thread panicked; see the report on stderr".to_string();
-        for job in jobs {
-            job.fail(InternalError {
-                message: message.clone(),
-            });
-        }
-    }
-}
-
-impl JobHandle {
-    /// A job that waits is taken out and fails now; one that runs is asked to stop, and after a grace is killed with its
-    /// worker, and fails when it has stopped or that is dead and collected; one that is done stays as it is. Never blocks.
-    pub(crate) fn cancel(&self) {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.cancel(self.key);
-        }
-    }
-
-    /// As [`cancel`](Self::cancel), but a job that runs may go on for `grace`.
-    pub(crate) fn cancel_within(&self, grace: Duration) {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.cancel_within(self.key, grace);
-        }
-    }
-}
-
-/// Waits for one of `fds`, until a deadline, through any number of signals.
-fn poll(fds: &mut [PollFd<'_>], until: Option<Instant>) {
-    loop {
-        let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
-        match rustix::event::poll(fds, timeout.as_ref()) {
-            Err(Errno::INTR) => {}
-            Ok(_) => return,
-            // Out of memory, or of descriptors. The callers look at everything anew; they must not spin meanwhile.
-            Err(_) => {
-                fds.iter_mut().for_each(PollFd::clear_revents);
-                return std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    }
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
     }
 }
 

@@ -20,7 +20,7 @@ use super::backlog::Call;
 use super::child::{Child, Process};
 use super::job::{Job, Verdict};
 use super::output::WorkerOutput;
-use super::poll;
+use super::wakeup::poll;
 use crate::wire::{Answer, FrameReader, Message, ProtocolError};
 
 /// How long a worker may live on after its end of the socket was closed, before it is killed.

@@ -21,8 +21,9 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::pipe::PipeFlags;
 
+use super::thread_name;
 use super::wakeup::Wakeup;
-use super::{poll, thread_name};
+use super::wakeup::poll;
 use crate::error::TRUNCATED;
 
 /// How much of a worker's stderr is kept: the backtrace of an abort should not push out what came before it.

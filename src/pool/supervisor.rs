@@ -53,7 +53,8 @@ use super::deadlines::Due;
 use super::job::{Job, Verdict, WorkerId};
 use super::state::{Closing, Phase, Place, Stage, State};
 use super::waiter::Waiter;
-use super::{Shared, poll, thread_name};
+use super::wakeup::poll;
+use super::{Shared, thread_name};
 use crate::error::{PoolClosed, SpawnFailure};
 
 /// How often a child that cannot be watched is asked for.
