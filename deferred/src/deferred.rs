@@ -616,23 +616,19 @@ impl<T: 'static, E: FiringEnd<T>> Entry<NodeRef> for Link<T, E> {
                 },
             );
         };
-        let (kind, result) = erase(result);
-        match resolver.node.accept(kind, result) {
+        match resolver.node.accept(result) {
             Ok(true) => Step::Link(resolver.node.clone()),
             Ok(false) => {
                 node.put_result(Ok(()));
                 Step::Done
             }
-            Err(result) => {
-                let result = restore::<T>(kind, result).map(drop);
-                already(
-                    node,
-                    AlreadyCalledError {
-                        result,
-                        history: resolver.node.history(),
-                    },
-                )
-            }
+            Err(result) => already(
+                node,
+                AlreadyCalledError {
+                    result: result.map(drop),
+                    history: resolver.node.history(),
+                },
+            ),
         }
     }
 }
@@ -642,33 +638,16 @@ fn already(node: &NodeRef, error: AlreadyCalledError) -> Step {
     Step::Done
 }
 
-fn erase<T: 'static>(result: Result<T, Failure>) -> (Kind, Erased) {
-    match result {
-        Ok(value) => (Kind::Value, Erased::new(value)),
-        Err(failure) => (Kind::Failure, Erased::new(failure)),
-    }
-}
-
-fn restore<T: 'static>(kind: Kind, result: Erased) -> Result<T, Failure> {
-    let same = "a result comes back as it was given";
-    match kind {
-        Kind::Failure => Err(result.downcast().ok().expect(same)),
-        _ => Ok(result.downcast().ok().expect(same)),
-    }
-}
-
 /// Fires a node with a typed result, which comes back when it had fired already.
 #[track_caller]
 pub(crate) fn fire<T: 'static>(
     node: &NodeRef,
     result: Result<T, Failure>,
 ) -> Result<(), AlreadyCalledError<T>> {
-    let (kind, result) = erase(result);
-    node.fire(kind, result)
-        .map_err(|result| AlreadyCalledError {
-            result: restore(kind, result),
-            history: node.history(),
-        })
+    node.fire(result).map_err(|result| AlreadyCalledError {
+        result,
+        history: node.history(),
+    })
 }
 
 // ---------------------------------------------------------------- the firing end

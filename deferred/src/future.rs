@@ -15,9 +15,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 
 use crate::event_loop::{ReactorFromThreads, current_loop};
-use crate::node::{Canceller, Kind, Node, NodeRef, Step};
+use crate::node::{Canceller, Node, NodeRef, Step};
 use crate::remote::{park, unpark, with_parked};
-use crate::store::{Entry, Erased};
+use crate::store::Entry;
 use crate::{CancelledError, Deferred, Failure, IntoOutcome, Outcome, contain};
 
 // ---------------------------------------------------------------- awaiting a Deferred
@@ -254,15 +254,14 @@ impl<T: 'static> Resume for Coroutine<T> {
 impl<T: 'static> Coroutine<T> {
     fn end(&self, outcome: Outcome<T>) -> Option<NodeRef> {
         let node = self.result.take()?;
-        let (kind, result) = match outcome {
-            Outcome::Now(Ok(value)) => (Kind::Value, Erased::new(value)),
-            Outcome::Now(Err(failure)) => (Kind::Failure, Erased::new(failure)),
+        let result = match outcome {
+            Outcome::Now(result) => result,
             Outcome::Later(d) => {
                 d.add_both(move |result| drop(crate::deferred::fire(&node, result)));
                 return None;
             }
         };
-        match node.accept(kind, result) {
+        match node.accept(result) {
             Ok(true) => Some(node),
             _ => None,
         }

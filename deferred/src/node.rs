@@ -257,10 +257,7 @@ impl Last {
             Last::Resolver(rc) => {
                 let made_at = rc.made_at;
                 let node = NodeRef(Some(rc));
-                let _ = node.fire(
-                    Kind::Failure,
-                    Erased::new(Failure::from(ResolverDropped { made_at })),
-                );
+                let _ = node.fire::<()>(Err(ResolverDropped { made_at }.into()));
             }
         }
     }
@@ -519,8 +516,12 @@ impl NodeRef {
     ///
     /// The result comes back when the Deferred has fired already, unless that firing is to be swallowed.
     #[track_caller]
-    pub(crate) fn fire(&self, kind: Kind, result: Erased) -> Result<(), Erased> {
-        if self.accept(kind, result)? {
+    #[inline]
+    pub(crate) fn fire<T: 'static>(
+        &self,
+        result: Result<T, Failure>,
+    ) -> Result<(), Result<T, Failure>> {
+        if self.accept(result)? {
             run(self);
         }
         Ok(())
@@ -529,25 +530,42 @@ impl NodeRef {
     /// Gives the Deferred its result. `Ok(true)`: its levels are now to be run; `Ok(false)`: the result was swallowed.
     #[track_caller]
     #[inline]
-    pub(crate) fn accept(&self, kind: Kind, result: Erased) -> Result<bool, Erased> {
+    pub(crate) fn accept<T: 'static>(
+        &self,
+        result: Result<T, Failure>,
+    ) -> Result<bool, Result<T, Failure>> {
         if self.has(FIRED) {
-            if !self.has(SUPPRESS) {
-                return Err(result);
-            }
-            self.clear(SUPPRESS);
-            return Ok(false);
+            return if self.swallows() {
+                Ok(false)
+            } else {
+                Err(result)
+            };
         }
         self.set(FIRED);
-        self.put(kind, result);
-        let canceller = self.extra.with(|extra| {
+        self.put_result(result);
+        drop(self.canceller_of_fired()); // it may own anything, so the Deferred is in order before
+        Ok(true)
+    }
+
+    /// Whether a firing that comes too late is the one that a cancel without a canceller lets pass.
+    #[cold]
+    fn swallows(&self) -> bool {
+        let suppress = self.has(SUPPRESS);
+        self.clear(SUPPRESS);
+        suppress
+    }
+
+    /// It has fired: its canceller will not be needed any more.
+    #[track_caller]
+    #[inline]
+    fn canceller_of_fired(&self) -> Option<Canceller> {
+        self.extra.with(|extra| {
             let extra = extra?;
             if let Some(history) = &mut extra.history {
                 history.fired = Some(crate::debug::stack());
             }
             extra.canceller.take()
-        });
-        drop(canceller); // it may own anything, so the Deferred is in order before
-        Ok(true)
+        })
     }
 
     /// The end of a resolver that did not fire.
@@ -636,7 +654,7 @@ impl NodeRef {
             Some(Canceller::Once(canceller)) => self.guarded(|| canceller(self)),
         }
         if !self.has(FIRED) {
-            let _ = self.fire(Kind::Failure, Erased::new(Failure::from(CancelledError)));
+            let _ = self.fire::<()>(Err(CancelledError.into()));
         }
     }
 

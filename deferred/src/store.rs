@@ -144,16 +144,36 @@ impl Slot {
     }
 
     /// Puts a value there; what was there is dropped afterwards.
+    ///
+    /// Nearly always the place is empty, and then nothing is read but the word that says so: moving all of the old value
+    /// out, to find that it is none, would wait for the words that were written just before.
     #[inline]
     pub(crate) fn put<T: 'static>(&self, value: T) {
-        self.put_erased(Erased::new(value));
+        let place = self.value.get();
+        // SAFETY: a short look, as in `take`.
+        if unsafe { (*place).is_some() } {
+            return self.replace(Erased::new(value));
+        }
+        // SAFETY: as in `take`; there is nothing that would have to be dropped.
+        unsafe { place.write(Some(Erased::new(value))) }
+    }
+
+    #[cold]
+    pub(crate) fn replace(&self, value: Erased) {
+        // SAFETY: a short look, as in `take`; the old value is dropped when the reference is gone.
+        let before = unsafe { &mut *self.value.get() }.replace(value);
+        drop(before);
     }
 
     #[inline]
     pub(crate) fn put_erased(&self, value: Erased) {
-        // SAFETY: a short look, as in `take`; the old value is dropped when the reference is gone.
-        let before = unsafe { &mut *self.value.get() }.replace(value);
-        drop(before);
+        let place = self.value.get();
+        // SAFETY: as in `put`.
+        if unsafe { (*place).is_some() } {
+            return self.replace(value);
+        }
+        // SAFETY: as in `put`.
+        unsafe { place.write(Some(value)) }
     }
 
     #[inline]
