@@ -9,10 +9,10 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use self::private::Sealed as _;
-use crate::node::{Canceller, Kind, Node, NodeRef, Step};
+use crate::node::{Canceller, Kind, NodeRef, Step, WeakNode};
 use crate::store::{Entry, Erased};
 use crate::{AlreadyCalledError, Failure, contain};
 
@@ -63,7 +63,7 @@ impl<T: 'static> Deferred<T> {
     #[track_caller]
     #[allow(clippy::new_ret_no_self)] // both ends are the point
     pub fn new() -> (Resolver<T>, Deferred<T>) {
-        let node = NodeRef::new();
+        let node = NodeRef::unfired();
         (
             Resolver {
                 node: node.clone(),
@@ -399,7 +399,7 @@ impl<T> Deferred<T> {
     ) -> fmt::Result {
         write!(f, "<Deferred at {:p}", self.node.address())?;
         if let Some(inner) = self.node.waits_for() {
-            write!(f, " waiting on Deferred at {:p}", inner.as_ptr())?;
+            write!(f, " waiting on Deferred at {:p}", inner.address())?;
         } else if self.node.fired() {
             result(f)?;
         }
@@ -764,7 +764,7 @@ pub struct SharedResolver<T> {
 struct Shared<T> {
     resolver: Cell<Option<Resolver<T>>>,
     /// For the history in an AlreadyCalledError; the Deferred may be gone by then.
-    node: Weak<Node>,
+    node: WeakNode,
 }
 
 impl<T: 'static> SharedResolver<T> {
@@ -803,7 +803,7 @@ impl<T: 'static> SharedResolver<T> {
 
     /// Whether the Deferred has been fired or cancelled.
     pub fn called(&self) -> bool {
-        NodeRef::upgrade(&self.shared.node).is_none_or(|node| node.fired())
+        self.shared.node.upgrade().is_none_or(|node| node.fired())
     }
 }
 
@@ -820,7 +820,7 @@ impl<T> fmt::Debug for SharedResolver<T> {
         write!(
             f,
             "<SharedResolver of the Deferred at {:p}>",
-            self.shared.node.as_ptr()
+            self.shared.node.address()
         )
     }
 }
@@ -853,7 +853,7 @@ mod private {
         }
 
         fn history(&self) -> Option<String> {
-            super::NodeRef::upgrade(&self.shared.node)?.history()
+            self.shared.node.upgrade()?.history()
         }
     }
 
@@ -876,13 +876,13 @@ mod private {
 /// Cancels a Deferred that was given away; see [`Deferred::cancel_handle`].
 #[derive(Clone)]
 pub struct CancelHandle {
-    node: Weak<Node>,
+    node: WeakNode,
 }
 
 impl CancelHandle {
     /// As [`Deferred::cancel`]; nothing happens when that Deferred is gone.
     pub fn cancel(&self) {
-        if let Some(node) = NodeRef::upgrade(&self.node) {
+        if let Some(node) = self.node.upgrade() {
             node.cancel();
         }
     }
@@ -893,7 +893,7 @@ impl fmt::Debug for CancelHandle {
         write!(
             f,
             "<CancelHandle of the Deferred at {:p}>",
-            self.node.as_ptr()
+            self.node.address()
         )
     }
 }

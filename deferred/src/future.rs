@@ -9,13 +9,13 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 
 use crate::event_loop::{ReactorFromThreads, current_loop};
-use crate::node::{Canceller, Node, NodeRef, Step};
+use crate::node::{Canceller, NodeRef, Step, WeakNode};
 use crate::remote::{park, unpark, with_parked};
 use crate::store::Entry;
 use crate::{CancelledError, Deferred, Failure, IntoOutcome, Outcome, contain};
@@ -160,7 +160,7 @@ fn start<R: IntoOutcome>(
     home: Option<Arc<dyn ReactorFromThreads>>,
     body: impl Future<Output = R> + 'static,
 ) -> Deferred<R::Value> {
-    let node = NodeRef::new();
+    let node = NodeRef::unfired();
     let coroutine = Rc::new(Coroutine {
         body: Cell::new(Some(Box::pin(async move { body.await.into_outcome() }))),
         result: Cell::new(Some(node.clone())),
@@ -193,7 +193,7 @@ struct Coroutine<T> {
     /// The Deferred that gets its result; gone when it has it.
     result: Cell<Option<NodeRef>>,
     /// The Deferreds that it has awaited in vain since it was resumed.
-    awaited: RefCell<Vec<Weak<Node>>>,
+    awaited: RefCell<Vec<WeakNode>>,
     running: Cell<bool>,
     /// Something that it awaits came while it was running.
     again: Cell<bool>,
@@ -206,7 +206,7 @@ trait Resume {
     /// be run: by the loop that we are called from, so that coroutines that await each other do not recurse.
     fn resume(self: Rc<Self>) -> Option<NodeRef>;
     /// It awaits this Deferred.
-    fn awaits(&self, node: Weak<Node>);
+    fn awaits(&self, node: WeakNode);
 }
 
 impl<T: 'static> Resume for Coroutine<T> {
@@ -246,7 +246,7 @@ impl<T: 'static> Resume for Coroutine<T> {
         self.end(outcome)
     }
 
-    fn awaits(&self, node: Weak<Node>) {
+    fn awaits(&self, node: WeakNode) {
         self.awaited.borrow_mut().push(node);
     }
 }
@@ -281,7 +281,7 @@ impl<T: 'static> Coroutine<T> {
             node.pause();
             awaited
                 .iter()
-                .filter_map(NodeRef::upgrade)
+                .filter_map(WeakNode::upgrade)
                 .for_each(|inner| inner.cancel());
             return node.unpause();
         }

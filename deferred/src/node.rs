@@ -9,23 +9,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::ops::Deref;
 use std::panic::Location;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
-use crate::store::{Entry, Erased, Levels, Slot, TakeCell};
+use crate::store::{Aside, Counted, Ends, Entry, Erased, Held, LastRef, Levels, Slot, WeakRef};
 use crate::unhandled;
 use crate::{CancelledError, Failure, ResolverDropped, ResultTaken, ReturnedItself, contain};
 
-/// What is kept for every Deferred; 88 bytes and the two counts of its `Rc`.
+/// What is kept for every Deferred; 80 bytes and its two counts.
 pub(crate) struct Node {
     /// The current result, if `kind` says that there is one; of the type of the next level's input.
     slot: Slot,
     levels: Levels<NodeRef, Step>,
-    /// The Deferred that waits for this one, because a callback of it returned this one. It comes after all levels:
-    /// whoever returned this Deferred gave its handle away, so nothing can be added any more.
-    waiter: Cell<Option<Rc<Node>>>,
-    extra: TakeCell<Box<Extra>>,
+    /// The Deferred that waits for this one; or what only some have, the one that waits in it.
+    aside: Aside<Node, Extra>,
     made_at: &'static Location<'static>,
     kind: Cell<Kind>,
     flags: Cell<u8>,
@@ -41,7 +38,7 @@ pub(crate) enum Kind {
     Value,
     /// A `Failure`.
     Failure,
-    /// A `Weak<Node>`: the Deferred for which this one waits.
+    /// A `WeakNode`: the Deferred for which this one waits.
     Waiting,
 }
 
@@ -66,6 +63,9 @@ const WATCHED: u8 = 1 << 7;
 /// What only some Deferreds have.
 #[derive(Default)]
 pub(crate) struct Extra {
+    /// The Deferred that waits for this one, because a callback of it returned this one. It comes after all levels:
+    /// whoever returned this Deferred gave its handle away, so nothing can be added any more.
+    waiter: Option<NodeRef>,
     pub(crate) canceller: Option<Canceller>,
     /// How to copy the input of a level, for those who look at it while the level runs.
     visible: Option<fn(&Erased) -> Option<Erased>>,
@@ -114,84 +114,43 @@ pub(crate) enum Step {
 // ---------------------------------------------------------------- references
 
 /// A strong reference to a node. The last one to go does so by way of [`bury`].
-pub(crate) struct NodeRef(Option<Rc<Node>>);
+pub(crate) type NodeRef = Counted<Node>;
+
+/// A reference that does not keep it alive.
+pub(crate) type WeakNode = WeakRef<Node>;
 
 impl NodeRef {
     #[track_caller]
-    pub(crate) fn new() -> Self {
-        let node = NodeRef(Some(Rc::new(Node {
+    #[inline]
+    pub(crate) fn unfired() -> Self {
+        let node = Counted::new(Node {
             slot: Slot::empty(),
             levels: Levels::new(),
-            waiter: Cell::new(None),
-            extra: TakeCell::new(None),
+            aside: Aside::empty(),
             made_at: Location::caller(),
             kind: Cell::new(Kind::Empty),
             flags: Cell::new(0),
             pauses: Cell::new(0),
-        })));
+        });
         if crate::debug::debugging() {
-            let history = History {
-                made: crate::debug::stack(),
-                fired: None,
-            };
-            node.extra(|extra| extra.history = Some(Box::new(history)));
+            node.note_stack();
         }
         node
     }
 
-    #[inline]
-    fn rc(&self) -> &Rc<Node> {
-        self.0
-            .as_ref()
-            .expect("a reference is empty only while it is dropped")
-    }
-
-    fn into_rc(mut self) -> Rc<Node> {
-        self.0
-            .take()
-            .expect("a reference is empty only while it is dropped")
-    }
-
-    pub(crate) fn downgrade(&self) -> Weak<Node> {
-        Rc::downgrade(self.rc())
-    }
-
-    pub(crate) fn upgrade(weak: &Weak<Node>) -> Option<NodeRef> {
-        weak.upgrade().map(|rc| NodeRef(Some(rc)))
-    }
-
-    pub(crate) fn address(&self) -> *const () {
-        Rc::as_ptr(self.rc()).cast()
+    #[cold]
+    fn note_stack(&self) {
+        let history = History {
+            made: crate::debug::stack(),
+            fired: None,
+        };
+        self.extra(|extra| extra.history = Some(Box::new(history)));
     }
 }
 
-impl Clone for NodeRef {
-    #[inline]
-    fn clone(&self) -> Self {
-        NodeRef(Some(self.rc().clone()))
-    }
-}
-
-impl Deref for NodeRef {
-    type Target = Node;
-    #[inline]
-    fn deref(&self) -> &Node {
-        self.rc()
-    }
-}
-
-impl Drop for NodeRef {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(rc) = self.0.take() {
-            release(rc);
-        }
-    }
-}
-
-fn release(rc: Rc<Node>) {
-    if Rc::strong_count(&rc) == 1 {
-        bury(Last::Reference(rc));
+impl Ends for Node {
+    fn end(last: LastRef<Node>) {
+        bury(Last::Reference(last));
     }
 }
 
@@ -200,9 +159,9 @@ fn release(rc: Rc<Node>) {
 /// The end of something that may own the next one like it.
 enum Last {
     /// The last reference to a node: its callbacks may own other Deferreds.
-    Reference(Rc<Node>),
+    Reference(LastRef<Node>),
     /// A resolver that never fired: failing its Deferred may drop callbacks that own other resolvers.
-    Resolver(Rc<Node>),
+    Resolver(NodeRef),
 }
 
 struct Pit {
@@ -253,10 +212,9 @@ fn bury(last: Last) {
 impl Last {
     fn end(self) {
         match self {
-            Last::Reference(rc) => drop(rc),
-            Last::Resolver(rc) => {
-                let made_at = rc.made_at;
-                let node = NodeRef(Some(rc));
+            Last::Reference(last) => drop(last),
+            Last::Resolver(node) => {
+                let made_at = node.made_at;
                 let _ = node.fire::<()>(Err(ResolverDropped { made_at }.into()));
             }
         }
@@ -265,9 +223,7 @@ impl Last {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(waiter) = self.waiter.take() {
-            release(waiter);
-        }
+        drop(self.take_waiter());
         if self.kind.get() == Kind::Failure
             && let Some(Ok(failure)) = self.slot.take().map(Erased::downcast::<Failure>)
         {
@@ -379,14 +335,14 @@ impl Node {
     }
 
     /// The address of the Deferred that this one waits for.
-    pub(crate) fn waits_for(&self) -> Option<Weak<Node>> {
+    pub(crate) fn waits_for(&self) -> Option<WeakNode> {
         if self.kind.get() != Kind::Waiting {
             return None;
         }
         let slot = self.slot.take();
         let weak = slot
             .as_ref()
-            .and_then(|w| w.downcast_ref::<Weak<Node>>().cloned());
+            .and_then(|w| w.downcast_ref::<WeakNode>().cloned());
         slot.into_iter()
             .for_each(|value| self.slot.put_erased(value));
         weak
@@ -395,10 +351,7 @@ impl Node {
     /// Takes the final result for one who awaits it, who may be in the level that tells him; `None` while there is none.
     pub(crate) fn poll_result<T: 'static>(&self) -> Option<Result<T, Failure>> {
         // A pause that was made since has no effect on the level that tells who awaits: it runs in the same go.
-        let waking = || {
-            self.extra
-                .with(|extra| extra.is_some_and(|extra| extra.waking))
-        };
+        let waking = || self.if_extra(|extra| extra.waking.then_some(())).is_some();
         if !self.fired() || !self.levels.is_empty() || (self.paused() && !waking()) {
             return None;
         }
@@ -429,15 +382,61 @@ impl Node {
     }
 }
 
-impl NodeRef {
-    /// As [`Node::extra`], made when there is none yet.
+// ---------------------------------------------------------------- what only some have
+
+impl Node {
+    /// Uses what only some have, which is made when there is none yet.
+    ///
+    /// It is out of its place meanwhile, so `use_it` must not come back to this Deferred.
     pub(crate) fn extra<R>(&self, use_it: impl FnOnce(&mut Extra) -> R) -> R {
-        let mut extra = self.extra.take().unwrap_or_default();
+        let mut extra = match self.aside.take() {
+            Held::Boxed(extra) => extra,
+            Held::Reference(waiter) => Box::new(Extra {
+                waiter: Some(waiter),
+                ..Extra::default()
+            }),
+            Held::Nothing => Box::default(),
+        };
         let answer = use_it(&mut extra);
-        self.extra.put(extra);
+        self.aside.put(Held::Boxed(extra));
         answer
     }
 
+    /// As [`extra`](Self::extra), when there is one.
+    #[inline]
+    pub(crate) fn if_extra<R>(&self, use_it: impl FnOnce(&mut Extra) -> Option<R>) -> Option<R> {
+        if self.aside.holds_box() {
+            return self.extra(use_it);
+        }
+        None
+    }
+
+    fn set_waiter(&self, waiter: NodeRef) {
+        if self.aside.holds_box() {
+            self.extra(|extra| extra.waiter = Some(waiter));
+        } else {
+            self.aside.put(Held::Reference(waiter));
+        }
+    }
+
+    #[inline]
+    fn take_waiter(&self) -> Option<NodeRef> {
+        if self.aside.holds_nothing() {
+            return None;
+        }
+        match self.aside.take() {
+            Held::Reference(waiter) => Some(waiter),
+            Held::Boxed(mut extra) => {
+                let waiter = extra.waiter.take();
+                self.aside.put(Held::Boxed(extra));
+                waiter
+            }
+            Held::Nothing => None,
+        }
+    }
+}
+
+impl NodeRef {
     pub(crate) fn set_canceller(&self, canceller: Canceller) {
         self.extra(|extra| extra.canceller = Some(canceller));
     }
@@ -463,36 +462,37 @@ impl NodeRef {
         if !self.has(RUNNING) || self.paused() || !self.watched() {
             return None;
         }
-        self.extra.with(|extra| {
-            let extra = extra?;
-            let copy = extra.visible?;
-            match extra.visible_copy.as_ref()? {
-                (Kind::Failure, failure) => failure.downcast_ref::<Failure>().cloned().map(Err),
-                (_, value) => copy(value)?.downcast().ok().map(Ok),
-            }
-        })
+        let (copy, kept) =
+            self.if_extra(|extra| Some((extra.visible?, extra.visible_copy.take()?)))?;
+        let answer = match &kept {
+            (Kind::Failure, failure) => failure.downcast_ref::<Failure>().cloned().map(Err),
+            (_, value) => copy(value).and_then(|value| value.downcast().ok().map(Ok)),
+        };
+        self.keep_visible(Some(kept));
+        answer
     }
 
     fn note_visible(&self) {
-        self.extra.with(|extra| {
-            let Some(extra) = extra else { return };
-            let Some(copy) = extra.visible else { return };
-            let slot = self.slot.take();
-            extra.visible_copy = match (self.kind.get(), &slot) {
-                (Kind::Failure, Some(failure)) => copy_failure(failure).map(|f| (Kind::Failure, f)),
-                (kind, Some(value)) => copy(value).map(|v| (kind, v)),
-                _ => None,
-            };
-            slot.into_iter()
-                .for_each(|value| self.slot.put_erased(value));
-        });
+        let Some(copy) = self.if_extra(|extra| extra.visible) else {
+            return;
+        };
+        let slot = self.slot.take();
+        let copied = match (self.kind.get(), &slot) {
+            (Kind::Failure, Some(failure)) => copy_failure(failure).map(|f| (Kind::Failure, f)),
+            (kind, Some(value)) => copy(value).map(|v| (kind, v)),
+            _ => None,
+        };
+        slot.into_iter()
+            .for_each(|value| self.slot.put_erased(value));
+        self.keep_visible(copied);
+    }
+
+    fn keep_visible(&self, copy: Option<(Kind, Erased)>) {
+        drop(self.extra(|extra| std::mem::replace(&mut extra.visible_copy, copy)));
     }
 
     fn forget_visible(&self) {
-        let copy = self
-            .extra
-            .with(|extra| extra.and_then(|extra| extra.visible_copy.take()));
-        drop(copy);
+        drop(self.if_extra(|extra| extra.visible_copy.take()));
     }
 }
 
@@ -559,8 +559,7 @@ impl NodeRef {
     #[track_caller]
     #[inline]
     fn canceller_of_fired(&self) -> Option<Canceller> {
-        self.extra.with(|extra| {
-            let extra = extra?;
+        self.if_extra(|extra| {
             if let Some(history) = &mut extra.history {
                 history.fired = Some(crate::debug::stack());
             }
@@ -578,12 +577,12 @@ impl NodeRef {
             // The canceller stopped the work that owned it, as cancellers do. What that returns decides.
             return self.extra(|extra| extra.abandoned = true);
         }
-        bury(Last::Resolver(self.into_rc()));
+        bury(Last::Resolver(self));
     }
 
     pub(crate) fn history(&self) -> Option<String> {
-        self.extra.with(|extra| {
-            let history = extra?.history.as_ref()?;
+        self.if_extra(|extra| {
+            let history = extra.history.as_ref()?;
             let fired = history.fired.as_deref().unwrap_or("not yet");
             Some(format!(
                 "made at:\n{}\nfirst fired at:\n{fired}",
@@ -601,9 +600,7 @@ impl NodeRef {
         if self.paused() {
             return;
         }
-        let put_off = self
-            .extra
-            .with(|extra| extra.and_then(|extra| extra.when_unpaused.take()));
+        let put_off = self.if_extra(|extra| extra.when_unpaused.take());
         if let Some(put_off) = put_off {
             put_off(self);
         }
@@ -622,7 +619,7 @@ impl NodeRef {
             if node.has(KEEPS_CANCEL) {
                 return;
             }
-            let Some(inner) = node.waits_for().and_then(|weak| NodeRef::upgrade(&weak)) else {
+            let Some(inner) = node.waits_for().and_then(|weak| weak.upgrade()) else {
                 return;
             };
             node = inner;
@@ -633,21 +630,16 @@ impl NodeRef {
         if self.has(CANCELLING) {
             return; // its canceller is on the stack above us and will see to it
         }
-        let canceller = self.extra.with(|extra| {
-            let extra = extra?;
-            match &extra.canceller {
-                Some(Canceller::Instead(hook)) => Some(Canceller::Instead(hook.clone())), // it stays for the next time
-                _ => extra.canceller.take(),
-            }
+        let canceller = self.if_extra(|extra| match &extra.canceller {
+            Some(Canceller::Instead(hook)) => Some(Canceller::Instead(hook.clone())), // it stays for the next time
+            _ => extra.canceller.take(),
         });
         match canceller {
             None => self.set(SUPPRESS),
             Some(Canceller::Instead(hook)) => {
                 self.guarded(|| hook(self));
-                let abandoned = self
-                    .extra
-                    .with(|extra| extra.is_some_and(|extra| extra.abandoned));
-                if !abandoned {
+                let abandoned = self.if_extra(|extra| extra.abandoned.then_some(()));
+                if abandoned.is_none() {
                     return; // the producer will fire it
                 }
             }
@@ -670,16 +662,24 @@ impl NodeRef {
 }
 
 /// Runs the levels of `start`, and whatever they set in motion, until nothing more can run.
-///
-/// One loop for three things that call each other in Twisted: a level that returned a Deferred is carried on when
-/// that one is finished; a level that fires another Deferred (`chain_deferred`) or resumes a coroutine has that one's
-/// levels run first. `callers` holds those that wait for the latter.
+#[inline]
 pub(crate) fn run(start: &NodeRef) {
     if start.has(RUNNING) {
         return; // the loop that runs it is further up the stack and will come to what was added
     }
-    let mut callers: Vec<NodeRef> = Vec::new();
-    let mut current = start.clone();
+    match start.advance(false) {
+        Advance::Stopped => {}
+        Advance::Handed(waiter) => carry_on(waiter, Vec::new()),
+        Advance::Called(other) => carry_on(other, vec![start.clone()]),
+    }
+}
+
+/// The rest of [`run`], when that comes to other Deferreds.
+///
+/// One loop for three things that call each other in Twisted: a level that returned a Deferred is carried on when
+/// that one is finished; a level that fires another Deferred (`chain_deferred`) or resumes a coroutine has that one's
+/// levels run first. `callers` are those that wait for the latter.
+fn carry_on(mut current: NodeRef, mut callers: Vec<NodeRef>) {
     let mut resuming = false;
     loop {
         match current.advance(resuming) {
@@ -732,6 +732,8 @@ impl NodeRef {
     fn run_levels(&self) -> Advance {
         while let Some(step) = self.run_level() {
             match step {
+                // It stays marked as running from one level to the next; in between no foreign code can see it.
+                Step::Done if !self.watched() => {}
                 Step::Done => self.level_ended(),
                 Step::Wait(inner) => {
                     self.level_ended();
@@ -747,6 +749,7 @@ impl NodeRef {
                 Step::Resumed(other) => return Advance::Called(other),
             }
         }
+        self.clear(RUNNING);
         self.finish()
     }
 
@@ -755,14 +758,17 @@ impl NodeRef {
         if self.watched() && !self.levels.is_empty() {
             self.note_visible();
         }
+        self.mark_running();
+        self.levels.run_next(self)
+    }
+
+    #[inline]
+    fn mark_running(&self) {
         let failed = if self.failed() { RUNNING_FAILED } else { 0 };
-        let idle = self.flags.get() & !RUNNING_FAILED & !RUNNING;
-        self.flags.set(idle | RUNNING | failed);
-        let step = self.levels.run_next(self);
-        if step.is_none() {
-            self.flags.set(idle);
+        let running = self.flags.get() & !RUNNING_FAILED | RUNNING | failed;
+        if self.flags.get() != running {
+            self.flags.set(running);
         }
-        step
     }
 
     #[inline]
@@ -784,7 +790,7 @@ impl NodeRef {
 
     /// Takes the result of `inner`, which a level returned, or waits for it. Returns whether the result is here.
     fn adopt(&self, inner: NodeRef) -> bool {
-        if Rc::ptr_eq(self.rc(), inner.rc()) {
+        if self.ptr_eq(&inner) {
             self.put_failure(ReturnedItself.into());
             return true;
         }
@@ -795,7 +801,7 @@ impl NodeRef {
         self.pause();
         // Weak, because the one that is waited for owns the one that waits: it must see to it that it goes on.
         self.put(Kind::Waiting, Erased::new(inner.downgrade()));
-        inner.waiter.set(Some(self.clone().into_rc()));
+        inner.set_waiter(self.clone());
         false
     }
 
@@ -806,10 +812,9 @@ impl NodeRef {
 
     /// All levels have run.
     fn finish(&self) -> Advance {
-        let Some(waiter) = self.waiter.take() else {
+        let Some(waiter) = self.take_waiter() else {
             return Advance::Stopped;
         };
-        let waiter = NodeRef(Some(waiter));
         self.give_result_to(&waiter);
         waiter.pauses.set(waiter.pauses.get() - 1);
         Advance::Handed(waiter)

@@ -2,19 +2,23 @@
 //!
 //! A chain changes its type at every step, so a Deferred stores its result and its levels with their types erased. Boxing
 //! each of them would cost one allocation a callback; this module stores them as bytes instead and is the one place of
-//! the crate that uses `unsafe`. It knows nothing of Deferreds: its three promises are local and are checked here.
+//! the crate that uses `unsafe`. It knows nothing of Deferreds: its promises are local and are checked here.
 //!
 //! 1. An [`Erased`] remembers the type that it was made from; it is read back as that type only, else it is handed back.
 //! 2. A [`Levels`] queue gives out each entry exactly once, as the type that was put in: the entry's first word points to
 //!    a table made for that type, and nothing else writes that word.
 //! 3. No reference into the storage lives while foreign code runs: an entry is moved out before it is run or dropped, so
 //!    whatever that code pushes may move the rest.
+//! 4. A [`Counted`] value lives as long as one [`Counted`] or [`LastRef`] does, and its memory as long as any of these or a
+//!    [`WeakRef`]; each of them is one in the counts.
 
 use std::alloc::{self, Layout};
 use std::any::TypeId;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, MaybeUninit};
+use std::ops::Deref;
+use std::process;
 use std::ptr::{self, NonNull};
 
 type Word = MaybeUninit<usize>;
@@ -212,27 +216,30 @@ pub(crate) trait Entry<C>: 'static {
 
 /// A first-in-first-out queue of [`Entry`]s of different types with one context `C` and one output `O`.
 ///
-/// The first entry lies in the queue itself if it is small, the rest in one block that grows; an entry costs its own
-/// words and one more. Pushing is allowed while an entry of the same queue runs.
+/// A single small entry lies in the queue itself, more of them in one block that grows; an entry costs its own words and
+/// one more. Pushing is allowed while an entry of the same queue runs.
 pub(crate) struct Levels<C: 'static, O: 'static> {
     inner: UnsafeCell<Inner>,
     /// Entries may own things that are neither `Send` nor `Sync`.
     _entries: PhantomData<(*mut C, *mut O)>,
 }
 
-/// Words in the queue itself: an entry of one word. It decides the size of an idle Deferred (a million of them wait in
-/// a long chain), so it is kept small.
-const INLINE_WORDS: usize = 2;
+/// Words in the queue itself: an entry of two words. It decides the size of an idle Deferred (a million of them wait in
+/// a long chain), so it is kept small; with one word less, each of those that are gathered would need a block.
+const INLINE_WORDS: usize = 3;
 /// Words of the first block: ten entries of one word each.
 const FIRST_BLOCK: u32 = 20;
 /// Entries above this many words are boxed, so that moving the queue stays cheap.
 const MOST_WORDS: usize = 16;
 
+/// The first word, which is initialised at all times, says what the others are: null, nothing; [`IN_BLOCK`], the second
+/// one points to the block where the entries are, if there are any; else it is the table of the one entry, which follows.
 struct Inner {
-    /// An entry in the queue itself, which comes before those of the block; the first word is zero when there is none.
-    inline: [Word; INLINE_WORDS],
-    block: Option<NonNull<BlockHead>>,
+    words: [Word; INLINE_WORDS],
 }
+
+/// It is the address of no table.
+const IN_BLOCK: *const () = ptr::without_provenance(1);
 
 /// The start of a block; `capacity` words follow. Entries lie from `read` to `write`.
 struct BlockHead {
@@ -322,34 +329,54 @@ type TableRef<C, O> = &'static Table<C, O>;
 impl<C: 'static, O: 'static> Levels<C, O> {
     #[inline]
     pub(crate) fn new() -> Self {
-        let inner = Inner {
-            inline: NO_ENTRY,
-            block: None,
-        };
+        let mut words = [MaybeUninit::uninit(); INLINE_WORDS];
+        words[0] = MaybeUninit::new(0);
         Levels {
-            inner: UnsafeCell::new(inner),
+            inner: UnsafeCell::new(Inner { words }),
             _entries: PhantomData,
         }
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         // SAFETY: a short look; no reference to the inside outlives a method, and no foreign code runs in between.
         let inner = unsafe { &*self.inner.get() };
-        !inner.inline_used() && inner.block_is_empty()
+        match inner.block() {
+            // SAFETY: the block is live.
+            Some(block) => unsafe { (*block.as_ptr()).read == (*block.as_ptr()).write },
+            None => inner.first().is_null(),
+        }
     }
 
     /// Puts `entry` behind all others.
     #[inline]
     pub(crate) fn push<E: Entry<C, Output = O>>(&self, entry: E) {
         let words = 1 + EntryTable::<E>::WORDS;
-        // SAFETY: as in `is_empty`; `slot` only allocates.
+        // SAFETY: as in `is_empty`; only memory is allocated here.
         let inner = unsafe { &mut *self.inner.get() };
-        let at = inner.slot(words);
-        // SAFETY: `slot` gave room for the table's word and the entry's, which nothing uses yet.
+        let at = match inner.block() {
+            // SAFETY: the block is the queue's.
+            Some(block) => unsafe { inner.slot_in(block, words as u32) },
+            None if inner.first().is_null() && words <= INLINE_WORDS => inner.words.as_mut_ptr(),
+            None => {
+                let used = Self::words_in_line(inner);
+                inner.slot_of_first_block(used, words as u32)
+            }
+        };
+        // SAFETY: there is room for the table's word and the entry's, which nothing uses yet.
         unsafe {
             at.cast::<TableRef<C, O>>().write(EntryTable::<E>::table());
             EntryTable::<E>::write(at.add(1), entry);
         }
+    }
+
+    /// Words of the entry in the queue itself, its table's among them. There is no block.
+    fn words_in_line(inner: &Inner) -> u32 {
+        if inner.first().is_null() {
+            return 0;
+        }
+        // SAFETY: the first word is neither null nor IN_BLOCK, so it is the table that `push` wrote.
+        1 + unsafe { inner.words.as_ptr().cast::<TableRef<C, O>>().read() }.words
     }
 
     /// Takes the first entry out and runs it; `None` when there is none.
@@ -367,25 +394,27 @@ impl<C: 'static, O: 'static> Levels<C, O> {
     fn next(&self) -> Option<(TableRef<C, O>, *mut Word)> {
         // SAFETY: as in `is_empty`.
         let inner = unsafe { &mut *self.inner.get() };
-        if inner.inline_used() {
-            let at = inner.inline.as_mut_ptr();
-            // SAFETY: the words are used, so they begin with the table that `push` wrote. The rest stays as it is.
-            unsafe {
+        if let Some(block) = inner.block() {
+            // SAFETY: the block is live, and entries lie from `read` to `write`, each beginning with its table.
+            return unsafe {
+                let head = block.as_ptr();
+                if (*head).read == (*head).write {
+                    return None;
+                }
+                let at = words_of(block).add((*head).read as usize);
                 let table = at.cast::<TableRef<C, O>>().read();
-                at.write(NO_ENTRY[0]);
-                return Some((table, at.add(1)));
-            }
+                (*head).read += 1 + table.words;
+                Some((table, at.add(1)))
+            };
         }
-        let block = inner.block?;
-        // SAFETY: the block is live, and entries lie from `read` to `write`, each beginning with its table.
+        if inner.first().is_null() {
+            return None;
+        }
+        let at = inner.words.as_mut_ptr();
+        // SAFETY: the first word is neither null nor IN_BLOCK, so it is the table that `push` wrote. The rest stays as it is.
         unsafe {
-            let head = block.as_ptr();
-            if (*head).read == (*head).write {
-                return None;
-            }
-            let at = words_of(block).add((*head).read as usize);
             let table = at.cast::<TableRef<C, O>>().read();
-            (*head).read += 1 + table.words;
+            at.write(MaybeUninit::new(0));
             Some((table, at.add(1)))
         }
     }
@@ -398,111 +427,92 @@ impl<C: 'static, O: 'static> Drop for Levels<C, O> {
         impl Drop for Free {
             fn drop(&mut self) {
                 if let Some(block) = self.0 {
-                    // SAFETY: the block was allocated with this layout and nobody uses it any more.
-                    unsafe {
-                        alloc::dealloc(block.as_ptr().cast(), layout((*block.as_ptr()).capacity))
-                    }
+                    // SAFETY: the block is the queue's, which ends here.
+                    unsafe { free(block) }
                 }
             }
         }
-        let inner = self.inner.get_mut();
-        let free = Free(inner.block);
-        if inner.inline_used() {
-            let at = inner.inline.as_mut_ptr();
-            // SAFETY: as in `next`; each entry is dropped once, and the context's type plays no part in it.
-            unsafe {
-                let table = at.cast::<TableRef<C, O>>().read();
-                at.write(NO_ENTRY[0]);
-                (table.drop)(at.add(1));
-            }
-        }
-        let Some(block) = free.0 else { return };
-        loop {
-            // SAFETY: as in `next`. `&mut self` excludes pushes.
-            unsafe {
-                let head = block.as_ptr();
-                if (*head).read == (*head).write {
-                    return;
-                }
-                let at = words_of(block).add((*head).read as usize);
-                let table = at.cast::<TableRef<C, O>>().read();
-                (*head).read += 1 + table.words;
-                (table.drop)(at.add(1));
-            }
+        let _free = Free(self.inner.get_mut().block());
+        while let Some((table, words)) = self.next() {
+            // SAFETY: as in `run_next`; each entry is dropped once, and the context's type plays no part in it.
+            unsafe { (table.drop)(words) }
         }
     }
 }
 
-/// The words of a queue that holds no entry in itself; only the first one means something.
-const NO_ENTRY: [Word; INLINE_WORDS] = [MaybeUninit::new(0); INLINE_WORDS];
-
 impl Inner {
     #[inline]
-    fn inline_used(&self) -> bool {
-        // SAFETY: the first word is initialised at all times: zero, or the pointer to a table.
-        unsafe { self.inline.as_ptr().cast::<Option<NonNull<()>>>().read() }.is_some()
+    fn first(&self) -> *const () {
+        // SAFETY: the first word is initialised at all times.
+        unsafe { self.words.as_ptr().cast::<*const ()>().read() }
     }
 
-    fn block_is_empty(&self) -> bool {
-        // SAFETY: the block, if there is one, is live.
-        self.block
-            .is_none_or(|block| unsafe { (*block.as_ptr()).read == (*block.as_ptr()).write })
-    }
-
-    /// Room for `words` words behind all entries, counted as used from now on.
     #[inline]
-    fn slot(&mut self, words: usize) -> *mut Word {
-        if let Some(block) = self.block {
-            let head = block.as_ptr();
-            // SAFETY: the block is live, and `write <= capacity`. Entries are in the block, so this one goes behind them.
-            unsafe {
-                let (read, write) = ((*head).read, (*head).write);
-                if read != write && (*head).capacity - write >= words as u32 {
-                    (*head).write = write + words as u32;
-                    return words_of(block).add(write as usize);
-                }
-            }
-        }
-        self.slot_elsewhere(words)
+    fn block(&self) -> Option<NonNull<BlockHead>> {
+        // SAFETY: IN_BLOCK says that the second word points to a block.
+        (self.first() == IN_BLOCK).then(|| unsafe {
+            self.words
+                .as_ptr()
+                .add(1)
+                .cast::<NonNull<BlockHead>>()
+                .read()
+        })
     }
 
-    fn slot_elsewhere(&mut self, words: usize) -> *mut Word {
-        if words <= INLINE_WORDS && self.block_is_empty() && !self.inline_used() {
-            return self.inline.as_mut_ptr(); // used from the moment when the caller writes the table
-        }
-        let block = self.block_with_room(words as u32);
-        // SAFETY: `block_with_room` left room for `words` words after `write`.
+    fn set_block(&mut self, block: NonNull<BlockHead>) {
+        let at = self.words.as_mut_ptr();
+        // SAFETY: both words are ours, and a pointer is one word.
         unsafe {
-            let head = block.as_ptr();
-            let at = words_of(block).add((*head).write as usize);
-            (*head).write += words as u32;
-            at
+            at.cast::<*const ()>().write(IN_BLOCK);
+            at.add(1).cast::<NonNull<BlockHead>>().write(block);
         }
     }
 
-    fn block_with_room(&mut self, words: u32) -> NonNull<BlockHead> {
-        let Some(block) = self.block else {
-            return *self.block.insert(allocate(FIRST_BLOCK.max(words)));
-        };
+    /// Room for `words` words behind all entries of the block, counted as used from now on.
+    ///
+    /// # Safety
+    /// `block` is this queue's.
+    #[inline]
+    unsafe fn slot_in(&mut self, block: NonNull<BlockHead>, words: u32) -> *mut Word {
         let head = block.as_ptr();
-        // SAFETY: as in `slot`; entries are moved as bytes, which is what moving a Rust value is.
+        // SAFETY: the block is live, and `write <= capacity`.
         unsafe {
-            if (*head).read == (*head).write {
-                (*head).read = 0;
-                (*head).write = 0;
+            if (*head).capacity - (*head).write < words {
+                return claim(self.make_room(block, words), words);
             }
+            claim(block, words)
+        }
+    }
+
+    /// As `slot_in`, when there is no block yet; the entry in the queue itself, of `used` words, goes to the block first.
+    #[cold]
+    fn slot_of_first_block(&mut self, used: u32, words: u32) -> *mut Word {
+        let block = allocate(FIRST_BLOCK.max(used + words));
+        // SAFETY: there is room for both; the entry is moved as bytes, which is what moving a Rust value is, and forgotten
+        // where it was, because `set_block` writes over its table.
+        unsafe {
+            let to = claim(block, used);
+            ptr::copy_nonoverlapping(self.words.as_ptr(), to, used as usize);
+            self.set_block(block);
+            claim(block, words)
+        }
+    }
+
+    /// The queue's block, or a larger one in its place, with room for `words` words more.
+    ///
+    /// # Safety
+    /// `block` is this queue's.
+    #[cold]
+    unsafe fn make_room(&mut self, block: NonNull<BlockHead>, words: u32) -> NonNull<BlockHead> {
+        let head = block.as_ptr();
+        // SAFETY: as in `slot_in`; entries are moved as bytes.
+        unsafe {
             let (read, write, capacity) = ((*head).read, (*head).write, (*head).capacity);
-            if capacity - write >= words {
-                return block;
-            }
             let used = write - read;
             // Half of it free at the front: moving down costs no more than the entries that ran meanwhile did.
             if read >= capacity / 2 && capacity - used >= words {
-                ptr::copy(
-                    words_of(block).add(read as usize),
-                    words_of(block),
-                    used as usize,
-                );
+                let from = words_of(block).add(read as usize);
+                ptr::copy(from, words_of(block), used as usize);
                 (*head).read = 0;
                 (*head).write = used;
                 return block;
@@ -511,16 +521,35 @@ impl Inner {
                 .checked_add(words)
                 .expect("a chain of fewer than 2^32 words");
             let larger = allocate(capacity.saturating_mul(2).max(wanted));
-            ptr::copy_nonoverlapping(
-                words_of(block).add(read as usize),
-                words_of(larger),
-                used as usize,
-            );
-            (*larger.as_ptr()).write = used;
-            alloc::dealloc(head.cast(), layout(capacity));
-            *self.block.insert(larger)
+            let from = words_of(block).add(read as usize);
+            ptr::copy_nonoverlapping(from, claim(larger, used), used as usize);
+            free(block);
+            self.set_block(larger);
+            larger
         }
     }
+}
+
+/// The next `words` words of a block, counted as used from now on.
+///
+/// # Safety
+/// The block is live and has room for them.
+#[inline]
+unsafe fn claim(block: NonNull<BlockHead>, words: u32) -> *mut Word {
+    let head = block.as_ptr();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let at = words_of(block).add((*head).write as usize);
+        (*head).write += words;
+        at
+    }
+}
+
+/// # Safety
+/// The block is live; nobody uses it any more.
+unsafe fn free(block: NonNull<BlockHead>) {
+    // SAFETY: it was allocated with this layout.
+    unsafe { alloc::dealloc(block.as_ptr().cast(), layout((*block.as_ptr()).capacity)) }
 }
 
 fn layout(capacity: u32) -> Layout {
@@ -558,6 +587,257 @@ unsafe fn words_of(block: NonNull<BlockHead>) -> *mut Word {
     unsafe { block.as_ptr().cast::<u8>().add(OFFSET).cast() }
 }
 
+// ---------------------------------------------------------------- counted references
+
+/// What a [`Counted`] value does when its last reference goes.
+pub(crate) trait Ends: Sized + 'static {
+    /// Dropping `last` drops the value; it may be kept for a while, and the value be taken up again meanwhile.
+    fn end(last: LastRef<Self>);
+}
+
+/// A shared, counted value: an `Rc` with counts of four bytes, whose last reference says goodbye by [`Ends::end`].
+pub(crate) struct Counted<T: Ends> {
+    at: NonNull<Counts<T>>,
+    _owns: PhantomData<T>,
+}
+
+/// The last reference to a value. It still counts as one.
+pub(crate) struct LastRef<T: Ends> {
+    at: NonNull<Counts<T>>,
+    _owns: PhantomData<T>,
+}
+
+/// A reference that does not keep the value alive, but its memory.
+pub(crate) struct WeakRef<T: Ends> {
+    at: NonNull<Counts<T>>,
+}
+
+struct Counts<T> {
+    strong: Cell<u32>,
+    /// Weak references, and one for all strong ones together.
+    weak: Cell<u32>,
+    value: T,
+}
+
+/// Counts one more. As in `Rc`, a program that makes and forgets 2^32 references is ended, not left to its fate.
+#[inline]
+fn count_up(count: &Cell<u32>) {
+    match count.get().checked_add(1) {
+        Some(more) => count.set(more),
+        None => process::abort(),
+    }
+}
+
+impl<T: Ends> Counted<T> {
+    #[inline]
+    pub(crate) fn new(value: T) -> Self {
+        let counts = Box::new(Counts {
+            strong: Cell::new(1),
+            weak: Cell::new(1),
+            value,
+        });
+        Counted {
+            at: NonNull::from(Box::leak(counts)),
+            _owns: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn counts(&self) -> &Counts<T> {
+        // SAFETY: it lives as long as one strong reference does (promise 4), and is only ever borrowed shared.
+        unsafe { self.at.as_ref() }
+    }
+
+    #[inline]
+    pub(crate) fn downgrade(&self) -> WeakRef<T> {
+        count_up(&self.counts().weak);
+        WeakRef { at: self.at }
+    }
+
+    #[inline]
+    pub(crate) fn ptr_eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+
+    pub(crate) fn address(&self) -> *const () {
+        self.at.as_ptr().cast()
+    }
+}
+
+impl<T: Ends> Deref for Counted<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.counts().value
+    }
+}
+
+impl<T: Ends> Clone for Counted<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        count_up(&self.counts().strong);
+        Counted {
+            at: self.at,
+            _owns: PhantomData,
+        }
+    }
+}
+
+impl<T: Ends> Drop for Counted<T> {
+    #[inline]
+    fn drop(&mut self) {
+        let strong = &self.counts().strong;
+        match strong.get() {
+            1 => T::end(LastRef {
+                at: self.at,
+                _owns: PhantomData,
+            }),
+            more => strong.set(more - 1),
+        }
+    }
+}
+
+impl<T: Ends> Drop for LastRef<T> {
+    #[inline]
+    fn drop(&mut self) {
+        let at = self.at.as_ptr();
+        // SAFETY: this is one of the strong references, so the value lives.
+        let left = unsafe {
+            let left = (*at).strong.get() - 1;
+            (*at).strong.set(left);
+            left
+        };
+        if left > 0 {
+            return; // somebody took the value up again
+        }
+        // The one weak reference of all strong ones. It frees the memory, even if the value's `drop` panics.
+        let _memory = WeakRef { at: self.at };
+        // SAFETY: no strong reference is left and none can be made any more, so nobody else reaches the value.
+        unsafe { (&raw mut (*at).value).drop_in_place() }
+    }
+}
+
+impl<T: Ends> WeakRef<T> {
+    #[inline]
+    pub(crate) fn upgrade(&self) -> Option<Counted<T>> {
+        // SAFETY: the counts live as long as this reference does (promise 4).
+        let strong = unsafe { &(*self.at.as_ptr()).strong };
+        if strong.get() == 0 {
+            return None;
+        }
+        count_up(strong);
+        Some(Counted {
+            at: self.at,
+            _owns: PhantomData,
+        })
+    }
+
+    pub(crate) fn address(&self) -> *const () {
+        self.at.as_ptr().cast()
+    }
+}
+
+impl<T: Ends> Clone for WeakRef<T> {
+    fn clone(&self) -> Self {
+        // SAFETY: as in `upgrade`.
+        count_up(unsafe { &(*self.at.as_ptr()).weak });
+        WeakRef { at: self.at }
+    }
+}
+
+impl<T: Ends> Drop for WeakRef<T> {
+    #[inline]
+    fn drop(&mut self) {
+        let at = self.at.as_ptr();
+        // SAFETY: as in `upgrade`. With the last reference of any kind the memory goes, as the box that it was; the value in
+        // it has been dropped, which is what ManuallyDrop stands for.
+        unsafe {
+            match (*at).weak.get() {
+                1 => drop(Box::from_raw(at.cast::<ManuallyDrop<Counts<T>>>())),
+                more => (*at).weak.set(more - 1),
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- small cells
+
+/// One word for a counted reference, or for a box, or for nothing.
+pub(crate) struct Aside<A: Ends, B> {
+    /// The address of what is held; that of a box is one too high.
+    word: Cell<*mut ()>,
+    _owns: PhantomData<(Counted<A>, Box<B>)>,
+}
+
+/// What an [`Aside`] holds.
+pub(crate) enum Held<A: Ends, B> {
+    Nothing,
+    Reference(Counted<A>),
+    Boxed(Box<B>),
+}
+
+impl<A: Ends, B> Aside<A, B> {
+    /// Addresses of both are even.
+    const EVEN: () = assert!(align_of::<Counts<A>>() > 1 && align_of::<B>() > 1);
+
+    pub(crate) const fn empty() -> Self {
+        Aside {
+            word: Cell::new(ptr::null_mut()),
+            _owns: PhantomData,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn holds_box(&self) -> bool {
+        self.word.get().addr() & 1 == 1
+    }
+
+    #[inline]
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.word.get().is_null()
+    }
+
+    #[inline]
+    pub(crate) fn take(&self) -> Held<A, B> {
+        let () = Self::EVEN;
+        let word = self.word.replace(ptr::null_mut());
+        let Some(at) = NonNull::new(word) else {
+            return Held::Nothing;
+        };
+        if word.addr() & 1 == 1 {
+            // SAFETY: only `put` writes an odd address: of a box, plus one, which it forgot. It is given out once.
+            return Held::Boxed(unsafe { Box::from_raw(word.wrapping_byte_sub(1).cast()) });
+        }
+        Held::Reference(Counted {
+            at: at.cast(), // the reference that `put` forgot; it is given out once
+            _owns: PhantomData,
+        })
+    }
+
+    /// Puts something there; what was there is dropped afterwards.
+    #[inline]
+    pub(crate) fn put(&self, held: Held<A, B>) {
+        let () = Self::EVEN;
+        let word = match held {
+            Held::Nothing => ptr::null_mut(),
+            Held::Reference(reference) => ManuallyDrop::new(reference).at.as_ptr().cast(),
+            Held::Boxed(boxed) => Box::into_raw(boxed).cast::<()>().wrapping_byte_add(1),
+        };
+        let before = self.take();
+        self.word.set(word);
+        drop(before);
+    }
+}
+
+impl<A: Ends, B> Drop for Aside<A, B> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.holds_nothing() {
+            drop(self.take());
+        }
+    }
+}
+
 /// A cell whose value is taken out to be used, so that no borrow is held while foreign code runs.
 pub(crate) struct TakeCell<T>(Cell<Option<T>>);
 
@@ -572,14 +852,6 @@ impl<T> TakeCell<T> {
 
     pub(crate) fn put(&self, value: T) {
         self.0.set(Some(value));
-    }
-
-    /// Runs `look`, which must not come back to this cell, on the value.
-    pub(crate) fn with<R>(&self, look: impl FnOnce(Option<&mut T>) -> R) -> R {
-        let mut value = self.0.take();
-        let answer = look(value.as_mut());
-        self.0.set(value);
-        answer
     }
 }
 
@@ -677,7 +949,7 @@ mod tests {
             queue.run_next(&log);
         }
         // SAFETY: nothing else looks at the queue.
-        let capacity = unsafe { (*(*queue.inner.get()).block.unwrap().as_ptr()).capacity };
+        let capacity = unsafe { (*(*queue.inner.get()).block().unwrap().as_ptr()).capacity };
         assert_eq!(capacity, FIRST_BLOCK);
         assert_eq!(*log.borrow(), (0..9_997).collect::<Vec<_>>());
     }
