@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 
 use self::private::Sealed as _;
-use crate::node::{Canceller, Kind, NodeRef, Step, WeakNode};
+use crate::node::{Canceller, Kind, Node, NodeRef, Step, WeakNode};
 use crate::store::{Entry, Erased};
 use crate::{AlreadyCalledError, Failure, contain};
 
@@ -161,7 +161,7 @@ impl<T: 'static> Deferred<T> {
         }
     }
 
-    fn add<U, L: Entry<NodeRef, Output = Step>>(self, level: L) -> Deferred<U> {
+    fn add<U, L: Entry<Node, Output = Step>>(self, level: L) -> Deferred<U> {
         self.node.add(level);
         Deferred {
             node: self.node,
@@ -349,7 +349,7 @@ impl<T: 'static> Deferred<T> {
             _ if !self.node.fired() => State::Unfired,
             Kind::Waiting => State::Waiting,
             Kind::Failure => State::Failure,
-            Kind::Value | Kind::Empty => State::Value, // empty: taken by an `await`
+            _ => State::Value, // or empty: taken by an `await`
         }
     }
 
@@ -525,7 +525,7 @@ struct Link<T, E>(E, PhantomData<fn(T)>);
 
 /// Puts what a callback returned in its place.
 #[inline]
-fn settle<R: IntoOutcome>(node: &NodeRef, returned: R) -> Step {
+fn settle<R: IntoOutcome>(node: &Node, returned: R) -> Step {
     match returned.into_outcome() {
         Outcome::Now(result) => {
             node.put_result(result);
@@ -541,10 +541,10 @@ fn settle<R: IntoOutcome>(node: &NodeRef, returned: R) -> Step {
     }
 }
 
-impl<T: 'static, R: IntoOutcome, F: FnOnce(T) -> R + 'static> Entry<NodeRef> for OnValue<T, F> {
+impl<T: 'static, R: IntoOutcome, F: FnOnce(T) -> R + 'static> Entry<Node> for OnValue<T, F> {
     type Output = Step;
     #[inline]
-    fn run(self, node: &NodeRef) -> Step {
+    fn run(self, node: &Node) -> Step {
         if node.failed() {
             return Step::Done;
         }
@@ -558,12 +558,12 @@ impl<T: 'static, R: IntoOutcome, F: FnOnce(T) -> R + 'static> Entry<NodeRef> for
     }
 }
 
-impl<T: 'static, R: IntoOutcome<Value = T>, F: FnOnce(Failure) -> R + 'static> Entry<NodeRef>
+impl<T: 'static, R: IntoOutcome<Value = T>, F: FnOnce(Failure) -> R + 'static> Entry<Node>
     for OnFailure<T, F>
 {
     type Output = Step;
     #[inline]
-    fn run(self, node: &NodeRef) -> Step {
+    fn run(self, node: &Node) -> Step {
         if node.succeeded() {
             return Step::Done;
         }
@@ -574,7 +574,7 @@ impl<T: 'static, R: IntoOutcome<Value = T>, F: FnOnce(Failure) -> R + 'static> E
     }
 }
 
-impl<T, R, E, F, G> Entry<NodeRef> for OnEither<T, F, G>
+impl<T, R, E, F, G> Entry<Node> for OnEither<T, F, G>
 where
     T: 'static,
     R: IntoOutcome,
@@ -584,7 +584,7 @@ where
 {
     type Output = Step;
     #[inline]
-    fn run(self, node: &NodeRef) -> Step {
+    fn run(self, node: &Node) -> Step {
         match node.take_result() {
             Ok(value) => settle(node, (self.0)(value)),
             Err(failure) => settle(node, (self.1)(failure)),
@@ -592,20 +592,20 @@ where
     }
 }
 
-impl<T: 'static, R: IntoOutcome, F: FnOnce(Result<T, Failure>) -> R + 'static> Entry<NodeRef>
+impl<T: 'static, R: IntoOutcome, F: FnOnce(Result<T, Failure>) -> R + 'static> Entry<Node>
     for OnBoth<T, F>
 {
     type Output = Step;
     #[inline]
-    fn run(self, node: &NodeRef) -> Step {
+    fn run(self, node: &Node) -> Step {
         let result = node.take_result();
         settle(node, (self.0)(result))
     }
 }
 
-impl<T: 'static, E: FiringEnd<T>> Entry<NodeRef> for Link<T, E> {
+impl<T: 'static, E: FiringEnd<T>> Entry<Node> for Link<T, E> {
     type Output = Step;
-    fn run(self, node: &NodeRef) -> Step {
+    fn run(self, node: &Node) -> Step {
         let result = node.take_result::<T>();
         let Some(resolver) = self.0.claim() else {
             return already(
@@ -633,7 +633,7 @@ impl<T: 'static, E: FiringEnd<T>> Entry<NodeRef> for Link<T, E> {
     }
 }
 
-fn already(node: &NodeRef, error: AlreadyCalledError) -> Step {
+fn already(node: &Node, error: AlreadyCalledError) -> Step {
     node.put_result::<()>(Err(error.into()));
     Step::Done
 }

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 
 use crate::event_loop::{ReactorFromThreads, current_loop};
-use crate::node::{Canceller, NodeRef, Step, WeakNode};
+use crate::node::{Canceller, Node, NodeRef, Step, WeakNode};
 use crate::remote::{park, unpark, with_parked};
 use crate::store::Entry;
 use crate::{CancelledError, Deferred, Failure, IntoOutcome, Outcome, contain};
@@ -81,9 +81,9 @@ fn wake_when_done(node: &NodeRef, context: &Context<'_>) {
 /// The level that tells whoever awaits. It leaves the result where it is, for them to take.
 struct WakeLevel;
 
-impl Entry<NodeRef> for WakeLevel {
+impl Entry<Node> for WakeLevel {
     type Output = Step;
-    fn run(self, node: &NodeRef) -> Step {
+    fn run(self, node: &Node) -> Step {
         let wake = node.extra(|extra| {
             extra.wake_level = false;
             extra.waking = true;

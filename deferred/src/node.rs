@@ -11,8 +11,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::Location;
 use std::rc::Rc;
+use std::thread::LocalKey;
 
-use crate::store::{Aside, Counted, Ends, Entry, Erased, Held, LastRef, Levels, Slot, WeakRef};
+use crate::store::{
+    Aside, Counted, Ends, Entry, Erased, Held, LastRef, Levels, Slot, Spares, WeakRef,
+};
 use crate::unhandled;
 use crate::{CancelledError, Failure, ResolverDropped, ResultTaken, ReturnedItself, contain};
 
@@ -20,7 +23,7 @@ use crate::{CancelledError, Failure, ResolverDropped, ResultTaken, ReturnedItsel
 pub(crate) struct Node {
     /// The current result, if `kind` says that there is one; of the type of the next level's input.
     slot: Slot,
-    levels: Levels<NodeRef, Step>,
+    levels: Levels<Node, Step>,
     /// The Deferred that waits for this one; or what only some have, the one that waits in it.
     aside: Aside<Node, Extra>,
     made_at: &'static Location<'static>,
@@ -29,11 +32,15 @@ pub(crate) struct Node {
     pauses: Cell<u32>,
 }
 
-/// What the slot holds.
+/// What the slot holds, or held before a level took it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     /// Nothing: not fired, or the result was taken.
     Empty,
+    /// Nothing: a level took the value, or who awaited it.
+    GivenValue,
+    /// Nothing: a level took the failure, or who awaited it.
+    GivenFailure,
     /// A value of the type of the next level's input.
     Value,
     /// A `Failure`.
@@ -46,19 +53,16 @@ pub(crate) enum Kind {
 const FIRED: u8 = 1;
 /// One of its levels is running, perhaps further up the stack.
 const RUNNING: u8 = 1 << 1;
-/// The level that is running was given a failure.
-const RUNNING_FAILED: u8 = 1 << 2;
 /// Cancelled without a canceller: the first firing that comes later is swallowed.
-const SUPPRESS: u8 = 1 << 3;
+const SUPPRESS: u8 = 1 << 2;
 /// Its canceller is running.
-const CANCELLING: u8 = 1 << 4;
+const CANCELLING: u8 = 1 << 3;
 /// The level that is running fires another Deferred; afterwards the result is `()`.
-const LINKING: u8 = 1 << 5;
+const LINKING: u8 = 1 << 4;
 /// Once fired, a cancel is not passed on to what it waits for (`DeferredList.cancel` in Twisted).
-const KEEPS_CANCEL: u8 = 1 << 6;
-
+const KEEPS_CANCEL: u8 = 1 << 5;
 /// Copies of the inputs of its levels are kept while these run.
-const WATCHED: u8 = 1 << 7;
+const WATCHED: u8 = 1 << 6;
 
 /// What only some Deferreds have.
 #[derive(Default)]
@@ -148,9 +152,18 @@ impl NodeRef {
     }
 }
 
+thread_local! {
+    static SPARES: Spares = const { Spares::new(NodeRef::LAYOUT) };
+}
+
 impl Ends for Node {
     fn end(last: LastRef<Node>) {
         bury(Last::Reference(last));
+    }
+
+    #[inline]
+    fn spares() -> &'static LocalKey<Spares> {
+        &SPARES
     }
 }
 
@@ -164,49 +177,58 @@ enum Last {
     Resolver(NodeRef),
 }
 
-struct Pit {
-    depth: Cell<u32>,
-    waiting: RefCell<VecDeque<Last>>,
-}
-
 /// So many ends may be nested on the stack; what comes inside the innermost waits until that one is through. Deep enough
 /// that nothing in ordinary life is put off.
 const DEEPEST: u32 = 16;
 
+struct Depth {
+    nested: Cell<u32>,
+    /// How many wait in the pit.
+    put_off: Cell<u32>,
+}
+
 thread_local! {
-    static PIT: Pit = const { Pit { depth: Cell::new(0), waiting: RefCell::new(VecDeque::new()) } };
+    /// Apart from the pit, because it needs no destructor, and so costs nothing to get at.
+    static DEPTH: Depth = const { Depth { nested: Cell::new(0), put_off: Cell::new(0) } };
+    static PIT: RefCell<VecDeque<Last>> = const { RefCell::new(VecDeque::new()) };
 }
 
 fn bury(last: Last) {
     struct Up;
     impl Drop for Up {
+        #[inline]
         fn drop(&mut self) {
-            let _ = PIT.try_with(|pit| pit.depth.set(pit.depth.get() - 1));
+            DEPTH.with(|depth| depth.nested.set(depth.nested.get() - 1));
         }
     }
+    let nested = DEPTH.with(|depth| depth.nested.get());
+    if nested == DEEPEST {
+        return put_off(last);
+    }
+    DEPTH.with(|depth| depth.nested.set(nested + 1));
+    let _up = Up;
+    last.end();
+    while DEPTH.with(|depth| depth.put_off.get()) > 0 {
+        let Some(last) = next_put_off() else { return };
+        last.end();
+    }
+}
+
+#[cold]
+fn put_off(last: Last) {
     let mut last = Some(last);
-    let entered = PIT.try_with(|pit| {
-        if pit.depth.get() < DEEPEST {
-            pit.depth.set(pit.depth.get() + 1);
-            return true;
-        }
-        pit.waiting.borrow_mut().extend(last.take());
-        false
+    let _ = PIT.try_with(|pit| {
+        pit.borrow_mut().extend(last.take());
+        DEPTH.with(|depth| depth.put_off.set(depth.put_off.get() + 1));
     });
-    match entered {
-        Ok(true) => {
-            let _up = Up;
-            while let Some(one) = last.take() {
-                one.end();
-                last = PIT
-                    .try_with(|pit| pit.waiting.borrow_mut().pop_front())
-                    .ok()
-                    .flatten();
-            }
-        }
-        Ok(false) => {}
-        Err(_) => last.into_iter().for_each(Last::end), // the thread is ending
-    }
+    last.into_iter().for_each(Last::end); // the thread is ending, and its pit is gone
+}
+
+#[cold]
+fn next_put_off() -> Option<Last> {
+    let last = PIT.try_with(|pit| pit.borrow_mut().pop_front()).ok()?;
+    DEPTH.with(|depth| depth.put_off.set(depth.put_off.get() - 1));
+    last
 }
 
 impl Last {
@@ -266,10 +288,11 @@ impl Node {
 
     /// What one who looks from outside sees: while a level runs, what that level was given.
     pub(crate) fn seen(&self) -> Kind {
-        match (self.has(RUNNING), self.has(RUNNING_FAILED)) {
-            (true, true) => Kind::Failure,
-            (true, false) => Kind::Value,
-            (false, _) => self.kind.get(),
+        match (self.has(RUNNING), self.kind.get()) {
+            (true, Kind::GivenFailure | Kind::Failure) => Kind::Failure,
+            (true, _) => Kind::Value,
+            (false, Kind::GivenValue | Kind::GivenFailure) => Kind::Empty,
+            (false, kind) => kind,
         }
     }
 
@@ -315,10 +338,19 @@ impl Node {
     #[inline]
     pub(crate) fn take_result<T: 'static>(&self) -> Result<T, Failure> {
         let typed = "the slot holds the type of the next level's input";
-        match self.kind.replace(Kind::Empty) {
-            Kind::Value => Ok(self.slot.take_as().expect(typed)),
-            Kind::Failure => Err(self.slot.take_as().expect(typed)),
-            Kind::Empty | Kind::Waiting => Err(ResultTaken.into()),
+        match self.kind.get() {
+            Kind::Value => {
+                self.kind.set(Kind::GivenValue);
+                Ok(self.slot.take_as().expect(typed))
+            }
+            Kind::Failure => {
+                self.kind.set(Kind::GivenFailure);
+                Err(self.slot.take_as().expect(typed))
+            }
+            _ => {
+                self.kind.set(Kind::Empty);
+                Err(ResultTaken.into())
+            }
         }
     }
 
@@ -358,7 +390,7 @@ impl Node {
         match (self.has(RUNNING), self.kind.get()) {
             (_, Kind::Waiting) => None,
             // A callback has it and will put another there, unless this is the level that tells who awaits: taken twice.
-            (true, Kind::Empty) if !waking() => None,
+            (true, Kind::Empty | Kind::GivenValue | Kind::GivenFailure) if !waking() => None,
             _ => Some(self.take_result()),
         }
     }
@@ -505,7 +537,7 @@ fn copy_failure(failure: &Erased) -> Option<Erased> {
 impl NodeRef {
     /// Adds a level, and runs it if the result is there.
     #[inline]
-    pub(crate) fn add<E: Entry<NodeRef, Output = Step>>(&self, level: E) {
+    pub(crate) fn add<E: Entry<Node, Output = Step>>(&self, level: E) {
         self.levels.push(level);
         if self.has(FIRED) {
             run(self);
@@ -730,10 +762,13 @@ impl NodeRef {
 
     #[inline]
     fn run_levels(&self) -> Advance {
+        self.set(RUNNING);
         while let Some(step) = self.run_level() {
+            // It stays marked as running from one level to the next; in between no foreign code can see it.
+            if matches!(step, Step::Done) && !self.watched() {
+                continue;
+            }
             match step {
-                // It stays marked as running from one level to the next; in between no foreign code can see it.
-                Step::Done if !self.watched() => {}
                 Step::Done => self.level_ended(),
                 Step::Wait(inner) => {
                     self.level_ended();
@@ -748,6 +783,7 @@ impl NodeRef {
                 }
                 Step::Resumed(other) => return Advance::Called(other),
             }
+            self.set(RUNNING);
         }
         self.clear(RUNNING);
         self.finish()
@@ -758,17 +794,7 @@ impl NodeRef {
         if self.watched() && !self.levels.is_empty() {
             self.note_visible();
         }
-        self.mark_running();
         self.levels.run_next(self)
-    }
-
-    #[inline]
-    fn mark_running(&self) {
-        let failed = if self.failed() { RUNNING_FAILED } else { 0 };
-        let running = self.flags.get() & !RUNNING_FAILED | RUNNING | failed;
-        if self.flags.get() != running {
-            self.flags.set(running);
-        }
     }
 
     #[inline]

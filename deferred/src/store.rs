@@ -16,10 +16,11 @@ use std::alloc::{self, Layout};
 use std::any::TypeId;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use std::ops::Deref;
 use std::process;
 use std::ptr::{self, NonNull};
+use std::thread::LocalKey;
 
 type Word = MaybeUninit<usize>;
 
@@ -38,7 +39,8 @@ pub(crate) struct Erased {
 
 struct TypeInfo {
     id: fn() -> TypeId,
-    drop: unsafe fn(*mut Word),
+    /// `None` when there is nothing to do.
+    drop: Option<unsafe fn(*mut Word)>,
 }
 
 struct Info<T>(PhantomData<T>);
@@ -48,7 +50,11 @@ impl<T: 'static> Info<T> {
         size_of::<T>() <= size_of::<[Word; VALUE_WORDS]>() && align_of::<T>() <= align_of::<Word>();
     const TABLE: &'static TypeInfo = &TypeInfo {
         id: TypeId::of::<T>,
-        drop: Self::drop_words,
+        drop: if Self::IN_LINE && !needs_drop::<T>() {
+            None
+        } else {
+            Some(Self::drop_words)
+        },
     };
 
     /// # Safety
@@ -129,9 +135,12 @@ impl Erased {
 }
 
 impl Drop for Erased {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: the words hold a live value of the table's type; nobody reads them after `drop`.
-        unsafe { (self.info.drop)(self.words.as_mut_ptr()) }
+        if let Some(drop) = self.info.drop {
+            // SAFETY: the words hold a live value of the table's type; nobody reads them after `drop`.
+            unsafe { drop(self.words.as_mut_ptr()) }
+        }
     }
 }
 
@@ -249,9 +258,11 @@ struct BlockHead {
 }
 
 struct Table<C: 'static, O: 'static> {
-    /// Words of the entry after the table's own word.
+    /// Words of the entry and of the table's own word.
     words: u32,
-    run: unsafe fn(*const Word, &C) -> O,
+    /// Adds `words` to the counter, moves the entry out and runs it. It knows that number by heart, so that the next entry
+    /// is found without waiting for this table to be read.
+    run: unsafe fn(*mut u32, *const Word, &C) -> O,
     drop: unsafe fn(*mut Word),
 }
 
@@ -272,7 +283,7 @@ impl<E: 'static> EntryTable<E> {
     {
         const {
             &Table {
-                words: Self::WORDS as u32,
+                words: 1 + Self::WORDS as u32,
                 run: Self::run::<C, O>,
                 drop: Self::drop_words,
             }
@@ -304,14 +315,17 @@ impl<E: 'static> EntryTable<E> {
     }
 
     /// # Safety
-    /// As for `read`.
-    unsafe fn run<C: 'static, O: 'static>(words: *const Word, context: &C) -> O
+    /// As for `read`; and `read` points to a number of the caller's own, which may be what the queue moves when it is pushed to.
+    unsafe fn run<C: 'static, O: 'static>(read: *mut u32, words: *const Word, context: &C) -> O
     where
         E: Entry<C, Output = O>,
     {
-        // Moved out first: while it runs, the queue may move (promise 3).
+        // Counted and moved out first: while it runs, the queue may move (promise 3).
         // SAFETY: the caller's promise.
-        let entry = unsafe { Self::read(words) };
+        let entry = unsafe {
+            *read += 1 + Self::WORDS as u32;
+            Self::read(words)
+        };
         entry.run(context)
     }
 
@@ -376,22 +390,39 @@ impl<C: 'static, O: 'static> Levels<C, O> {
             return 0;
         }
         // SAFETY: the first word is neither null nor IN_BLOCK, so it is the table that `push` wrote.
-        1 + unsafe { inner.words.as_ptr().cast::<TableRef<C, O>>().read() }.words
+        unsafe { inner.words.as_ptr().cast::<TableRef<C, O>>().read() }.words
     }
 
     /// Takes the first entry out and runs it; `None` when there is none.
     #[inline]
     pub(crate) fn run_next(&self, context: &C) -> Option<O> {
-        let (table, words) = self.next()?;
-        // SAFETY: `next` gave out a live entry, of the type that its table was made for (promise 2), and forgot it; no
-        // reference to the inside is left.
-        Some(unsafe { (table.run)(words, context) })
+        let mut in_line = 0;
+        let First { table, words, read } = self.first(&mut in_line)?;
+        // SAFETY: there is a live entry, of the type that its table was made for (promise 2). `run` counts it as read before
+        // anything foreign happens; no reference to the inside is left.
+        Some(unsafe { (table.run)(read, words, context) })
     }
 
-    /// Forgets the first entry and says where its bytes still lie. They stay there until the next push or drop, and
-    /// both `run` and `drop` of the table move them out before anything else happens.
+    /// Takes the first entry out and drops it; `false` when there is none.
+    fn drop_next(&self) -> bool {
+        let mut in_line = 0;
+        let Some(First { table, words, read }) = self.first(&mut in_line) else {
+            return false;
+        };
+        // SAFETY: as in `run_next`; it is counted as read here. The context's type plays no part in it.
+        unsafe {
+            *read += table.words;
+            (table.drop)(words);
+        }
+        true
+    }
+
+    /// The first entry. One that lies in the queue itself is forgotten at once; then `in_line` is the number to count in.
+    ///
+    /// Its bytes stay where they are until the next push or drop, and both `run` and `drop` of the table move them out before
+    /// anything else happens.
     #[inline]
-    fn next(&self) -> Option<(TableRef<C, O>, *mut Word)> {
+    fn first(&self, in_line: &mut u32) -> Option<First<C, O>> {
         // SAFETY: as in `is_empty`.
         let inner = unsafe { &mut *self.inner.get() };
         if let Some(block) = inner.block() {
@@ -402,9 +433,11 @@ impl<C: 'static, O: 'static> Levels<C, O> {
                     return None;
                 }
                 let at = words_of(block).add((*head).read as usize);
-                let table = at.cast::<TableRef<C, O>>().read();
-                (*head).read += 1 + table.words;
-                Some((table, at.add(1)))
+                Some(First {
+                    table: at.cast::<TableRef<C, O>>().read(),
+                    words: at.add(1),
+                    read: &raw mut (*head).read,
+                })
             };
         }
         if inner.first().is_null() {
@@ -415,9 +448,20 @@ impl<C: 'static, O: 'static> Levels<C, O> {
         unsafe {
             let table = at.cast::<TableRef<C, O>>().read();
             at.write(MaybeUninit::new(0));
-            Some((table, at.add(1)))
+            Some(First {
+                table,
+                words: at.add(1),
+                read: in_line,
+            })
         }
     }
+}
+
+/// Where the first entry of a queue is, and what counts the words that were read.
+struct First<C: 'static, O: 'static> {
+    table: TableRef<C, O>,
+    words: *mut Word,
+    read: *mut u32,
 }
 
 impl<C: 'static, O: 'static> Drop for Levels<C, O> {
@@ -433,10 +477,7 @@ impl<C: 'static, O: 'static> Drop for Levels<C, O> {
             }
         }
         let _free = Free(self.inner.get_mut().block());
-        while let Some((table, words)) = self.next() {
-            // SAFETY: as in `run_next`; each entry is dropped once, and the context's type plays no part in it.
-            unsafe { (table.drop)(words) }
-        }
+        while self.drop_next() {}
     }
 }
 
@@ -548,28 +589,40 @@ unsafe fn claim(block: NonNull<BlockHead>, words: u32) -> *mut Word {
 /// # Safety
 /// The block is live; nobody uses it any more.
 unsafe fn free(block: NonNull<BlockHead>) {
-    // SAFETY: it was allocated with this layout.
-    unsafe { alloc::dealloc(block.as_ptr().cast(), layout((*block.as_ptr()).capacity)) }
+    // SAFETY: it was obtained with this layout.
+    unsafe {
+        match (*block.as_ptr()).capacity {
+            FIRST_BLOCK => give_back(&SPARE_BLOCKS, FIRST_LAYOUT, block.cast()),
+            capacity => alloc::dealloc(block.as_ptr().cast(), layout(capacity)),
+        }
+    }
 }
 
-fn layout(capacity: u32) -> Layout {
-    let words = Layout::array::<Word>(capacity as usize).expect("a block's size fits in memory");
-    Layout::new::<BlockHead>()
-        .extend(words)
-        .expect("a block's size fits in memory")
-        .0
-        .pad_to_align()
+const fn layout(capacity: u32) -> Layout {
+    let size = WORDS_OFFSET + capacity as usize * size_of::<Word>();
+    match Layout::from_size_align(size, align_of::<Word>()) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a block's size fits in memory"),
+    }
+}
+
+/// The words of a block come after its head.
+const WORDS_OFFSET: usize = size_of::<BlockHead>().next_multiple_of(align_of::<Word>());
+const FIRST_LAYOUT: Layout = layout(FIRST_BLOCK);
+
+thread_local! {
+    static SPARE_BLOCKS: Spares = const { Spares::new(FIRST_LAYOUT) };
 }
 
 fn allocate(capacity: u32) -> NonNull<BlockHead> {
-    let layout = layout(capacity);
-    // SAFETY: the layout has at least the head's size, which is not zero.
-    let Some(block) = NonNull::new(unsafe { alloc::alloc(layout) }.cast::<BlockHead>()) else {
-        alloc::handle_alloc_error(layout)
-    };
-    // SAFETY: fresh memory of the head's layout.
+    let block = match capacity {
+        FIRST_BLOCK => obtain(&SPARE_BLOCKS, FIRST_LAYOUT),
+        capacity => fresh(layout(capacity)),
+    }
+    .cast::<BlockHead>();
+    // SAFETY: memory of the head's layout, and more, which nobody else uses.
     unsafe {
-        block.as_ptr().write(BlockHead {
+        block.write(BlockHead {
             capacity,
             read: 0,
             write: 0,
@@ -582,9 +635,8 @@ fn allocate(capacity: u32) -> NonNull<BlockHead> {
 /// `block` is live.
 #[inline]
 unsafe fn words_of(block: NonNull<BlockHead>) -> *mut Word {
-    const OFFSET: usize = size_of::<BlockHead>().next_multiple_of(align_of::<Word>());
-    // SAFETY: `layout` puts the words after the head at this offset.
-    unsafe { block.as_ptr().cast::<u8>().add(OFFSET).cast() }
+    // SAFETY: `layout` has the words at this offset.
+    unsafe { block.as_ptr().cast::<u8>().add(WORDS_OFFSET).cast() }
 }
 
 // ---------------------------------------------------------------- counted references
@@ -593,6 +645,8 @@ unsafe fn words_of(block: NonNull<BlockHead>) -> *mut Word {
 pub(crate) trait Ends: Sized + 'static {
     /// Dropping `last` drops the value; it may be kept for a while, and the value be taken up again meanwhile.
     fn end(last: LastRef<Self>);
+    /// Where memory is kept that was such a value's, for the next one: made with [`Counted::LAYOUT`].
+    fn spares() -> &'static LocalKey<Spares>;
 }
 
 /// A shared, counted value: an `Rc` with counts of four bytes, whose last reference says goodbye by [`Ends::end`].
@@ -629,15 +683,21 @@ fn count_up(count: &Cell<u32>) {
 }
 
 impl<T: Ends> Counted<T> {
+    pub(crate) const LAYOUT: Layout = Layout::new::<Counts<T>>();
+
     #[inline]
     pub(crate) fn new(value: T) -> Self {
-        let counts = Box::new(Counts {
-            strong: Cell::new(1),
-            weak: Cell::new(1),
-            value,
-        });
+        let at = obtain(T::spares(), Self::LAYOUT).cast::<Counts<T>>();
+        // SAFETY: memory of this layout, which nobody else uses.
+        unsafe {
+            at.write(Counts {
+                strong: Cell::new(1),
+                weak: Cell::new(1),
+                value,
+            })
+        };
         Counted {
-            at: NonNull::from(Box::leak(counts)),
+            at,
             _owns: PhantomData,
         }
     }
@@ -749,14 +809,118 @@ impl<T: Ends> Drop for WeakRef<T> {
     #[inline]
     fn drop(&mut self) {
         let at = self.at.as_ptr();
-        // SAFETY: as in `upgrade`. With the last reference of any kind the memory goes, as the box that it was; the value in
-        // it has been dropped, which is what ManuallyDrop stands for.
+        // SAFETY: as in `upgrade`. With the last reference of any kind the memory goes, which was obtained with this layout;
+        // the value in it has been dropped.
         unsafe {
             match (*at).weak.get() {
-                1 => drop(Box::from_raw(at.cast::<ManuallyDrop<Counts<T>>>())),
+                1 => give_back(T::spares(), Counted::<T>::LAYOUT, self.at.cast()),
                 more => (*at).weak.set(more - 1),
             }
         }
+    }
+}
+
+// ---------------------------------------------------------------- memory that is used again
+
+/// Some pieces of memory of one layout that were given back, for the next who wants one: a list through their first words.
+///
+/// Each thread has its own, so taking one and giving it back is a few instructions each.
+pub(crate) struct Spares {
+    first: Cell<Option<NonNull<Spare>>>,
+    /// How many more it takes.
+    room: Cell<u32>,
+    layout: Layout,
+}
+
+struct Spare {
+    next: Option<NonNull<Spare>>,
+}
+
+/// So many pieces are kept; what is given back beyond that goes to the allocator. None where mistakes are looked for: a
+/// sanitizer sees what happens to memory that is free, and nothing of what happens to a spare piece.
+const MOST_SPARES: u32 = if cfg!(debug_assertions) { 0 } else { 32 };
+
+impl Spares {
+    pub(crate) const fn new(layout: Layout) -> Self {
+        Self::with_room(layout, MOST_SPARES)
+    }
+
+    const fn with_room(layout: Layout, room: u32) -> Self {
+        assert!(layout.size() >= size_of::<Spare>() && layout.align() >= align_of::<Spare>());
+        Spares {
+            first: Cell::new(None),
+            room: Cell::new(room),
+            layout,
+        }
+    }
+
+    #[inline]
+    fn take(&self) -> Option<NonNull<u8>> {
+        let first = self.first.get()?;
+        // SAFETY: pieces in the list are ours, and `keep` wrote a `Spare` at their start.
+        self.first.set(unsafe { first.read() }.next);
+        self.room.set(self.room.get() + 1);
+        Some(first.cast())
+    }
+
+    /// Whether it took the piece.
+    ///
+    /// # Safety
+    /// The piece was allocated with this layout, and nobody uses it any more if it is taken.
+    #[inline]
+    unsafe fn keep(&self, piece: NonNull<u8>) -> bool {
+        if self.room.get() == 0 {
+            return false;
+        }
+        let spare = piece.cast::<Spare>();
+        // SAFETY: by the caller's promise it is ours, and it is large enough (`with_room`).
+        unsafe {
+            spare.write(Spare {
+                next: self.first.get(),
+            })
+        };
+        self.first.set(Some(spare));
+        self.room.set(self.room.get() - 1);
+        true
+    }
+}
+
+impl Drop for Spares {
+    fn drop(&mut self) {
+        while let Some(piece) = self.take() {
+            // SAFETY: `keep` was given it with the promise that it was allocated with this layout.
+            unsafe { alloc::dealloc(piece.as_ptr(), self.layout) }
+        }
+    }
+}
+
+/// Memory of this layout, which is that of the spares.
+#[inline]
+fn obtain(spares: &'static LocalKey<Spares>, layout: Layout) -> NonNull<u8> {
+    match spares.try_with(Spares::take) {
+        Ok(Some(piece)) => piece,
+        _ => fresh(layout), // none is left, or the thread is ending
+    }
+}
+
+/// # Safety
+/// The piece was obtained with this layout, which is that of the spares, and nobody uses it any more.
+#[inline]
+unsafe fn give_back(spares: &'static LocalKey<Spares>, layout: Layout, piece: NonNull<u8>) {
+    // SAFETY: the caller's promise.
+    let kept = spares.try_with(|spares| unsafe { spares.keep(piece) });
+    if !kept.unwrap_or(false) {
+        // SAFETY: the caller's promise; `fresh` or an earlier `give_back` had it from the allocator.
+        unsafe { alloc::dealloc(piece.as_ptr(), layout) }
+    }
+}
+
+fn fresh(layout: Layout) -> NonNull<u8> {
+    assert!(layout.size() > 0);
+    // SAFETY: the size is not zero.
+    match NonNull::new(unsafe { alloc::alloc(layout) }) {
+        Some(piece) => piece,
+        None => alloc::handle_alloc_error(layout),
     }
 }
 
@@ -969,6 +1133,82 @@ mod tests {
         let value = Erased::new(Wide(8));
         assert!((value.downcast_ref::<Wide>().unwrap() as *const Wide).is_aligned());
         assert_eq!(value.downcast::<Wide>().ok().unwrap().0, 8);
+    }
+
+    struct Owner(Rc<()>, Cell<u32>);
+
+    thread_local! {
+        static KEPT: RefCell<Vec<LastRef<Owner>>> = const { RefCell::new(Vec::new()) };
+        static SPARE_OWNERS: Spares = const { Spares::with_room(Counted::<Owner>::LAYOUT, 2) };
+    }
+
+    impl Ends for Owner {
+        fn end(last: LastRef<Self>) {
+            KEPT.with_borrow_mut(|kept| kept.push(last));
+        }
+
+        fn spares() -> &'static LocalKey<Spares> {
+            &SPARE_OWNERS
+        }
+    }
+
+    #[test]
+    fn a_counted_value_ends_once_and_may_be_taken_up_again_before() {
+        let owned = Rc::new(());
+        let one = Counted::new(Owner(owned.clone(), Cell::new(7)));
+        let (other, weak) = (one.clone(), one.downgrade());
+        drop(one);
+        assert!(KEPT.with_borrow(Vec::is_empty));
+        drop(other);
+        let again = weak.clone().upgrade().unwrap();
+        KEPT.take(); // not the last one any more
+        assert_eq!((Rc::strong_count(&owned), again.1.get()), (2, 7));
+        drop(again);
+        KEPT.take();
+        assert_eq!(Rc::strong_count(&owned), 1);
+        assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn memory_is_used_again_up_to_a_bound() {
+        let owned = Rc::new(());
+        let made = |_| Counted::new(Owner(owned.clone(), Cell::new(0)));
+        for _ in 0..3 {
+            let five: Vec<_> = (0..5).map(made).collect();
+            assert_eq!(SPARE_OWNERS.with(|spares| spares.room.get()), 2);
+            drop(five);
+            KEPT.take();
+            assert_eq!(SPARE_OWNERS.with(|spares| spares.room.get()), 0);
+        }
+        assert_eq!(Rc::strong_count(&owned), 1);
+    }
+
+    #[test]
+    fn one_word_holds_a_reference_or_a_box() {
+        let owned = Rc::new(());
+        let aside: Aside<Owner, (Rc<()>, u64)> = Aside::empty();
+        assert!(aside.holds_nothing() && matches!(aside.take(), Held::Nothing));
+        aside.put(Held::Boxed(Box::new((owned.clone(), 9))));
+        assert!(aside.holds_box());
+        aside.put(Held::Reference(Counted::new(Owner(
+            owned.clone(),
+            Cell::new(8),
+        ))));
+        assert!(!aside.holds_box() && !aside.holds_nothing());
+        assert_eq!(Rc::strong_count(&owned), 2);
+        let Held::Reference(owner) = aside.take() else {
+            panic!("a reference was put there")
+        };
+        assert_eq!(owner.1.get(), 8);
+        aside.put(Held::Boxed(Box::new((owner.0.clone(), 9))));
+        let Held::Boxed(boxed) = aside.take() else {
+            panic!("a box was put there")
+        };
+        assert_eq!(boxed.1, 9);
+        aside.put(Held::Boxed(boxed));
+        drop((aside, owner));
+        KEPT.take();
+        assert_eq!(Rc::strong_count(&owned), 1);
     }
 
     #[test]
