@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +63,58 @@ pub trait ReactorCore: ReactorTime {
 
     /// Takes a trigger back. Returns whether it was still there.
     fn remove_system_event_trigger(&self, id: TriggerId) -> bool;
+
+    /// Has the loop ask `poll` when it would otherwise sleep, for as long as somebody holds the `Rc`. Returns whether
+    /// this loop ever does so; unless it says otherwise, it does not.
+    fn add_busy_poll(&self, poll: Weak<dyn BusyPoll>) -> bool {
+        drop(poll);
+        false
+    }
+}
+
+/// Something that a loop can look at while it is awake and has nothing to do.
+///
+/// Putting a thread to sleep and waking it costs more than a short answer takes to come. So a loop may *spin*: look for
+/// some microseconds before it sleeps, in turns at its own queues and at these. What is looked at in this way must wake
+/// the loop by other means when it is asleep; [`before_sleep`](Self::before_sleep) is the time to see to that. Whether
+/// and how long the loop spins is its own affair: it stops when it finds that this does not pay, and then only
+/// `before_sleep` is called.
+///
+/// ```
+/// use errback_deferred::{BusyPoll, ReactorCore};
+/// use std::{cell::Cell, rc::Rc};
+///
+/// struct Answers {
+///     awaited: Cell<usize>,
+/// }
+///
+/// impl BusyPoll for Answers {
+///     fn poll(&self) -> bool {
+///         // … read without blocking, and fire the Deferreds of the answers that are there …
+///         false
+///     }
+///
+///     fn before_sleep(&self) {
+///         if self.awaited.get() > 0 { /* … leave the waiting to a thread … */ }
+///     }
+/// }
+///
+/// fn watch(event_loop: &impl ReactorCore) -> Rc<dyn BusyPoll> {
+///     let answers: Rc<dyn BusyPoll> = Rc::new(Answers { awaited: Cell::new(0) });
+///     let _spins = event_loop.add_busy_poll(Rc::downgrade(&answers));
+///     answers // asked until it is dropped
+/// }
+/// ```
+pub trait BusyPoll {
+    /// Looks for what is awaited, deals with it, and returns whether there was something. Called on the loop's thread,
+    /// again and again: it has to be quick when there is nothing, and must not block. It may do anything that another
+    /// callback of the loop may do.
+    fn poll(&self) -> bool;
+
+    /// The loop is going to sleep, whether or not it has looked before: from here on, what is awaited must wake it.
+    ///
+    /// Called on the loop's thread before each sleep. A call from a thread that is made in here is not missed.
+    fn before_sleep(&self) {}
 }
 
 thread_local! {

@@ -91,7 +91,7 @@ pub use deferred::{
     State, execute, fail, maybe_deferred, succeed, try_deferred,
 };
 pub use event_loop::{
-    DelayedCall, DelayedCalls, EnteredLoop, LoopGone, NotActive, Phase, ReactorCore,
+    BusyPoll, DelayedCall, DelayedCalls, EnteredLoop, LoopGone, NotActive, Phase, ReactorCore,
     ReactorFromThreads, ReactorTime, SystemEvent, TriggerId, current_loop, enter_loop,
 };
 pub use failure::{
