@@ -28,7 +28,7 @@ const NEVER: &[(&[&str], &[&str])] = &[
             "rmp_serde",
             "errback::",
             "std::process::Command",
-            "rustix",
+            "rustix::process",
         ],
     ),
     (

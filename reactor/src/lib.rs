@@ -34,6 +34,7 @@ mod react;
 mod reactor;
 
 // What the loop looks after in each turn.
+mod alarm;
 mod sources;
 mod thread_calls;
 mod timers;

@@ -18,10 +18,11 @@ use errback_deferred::{
 use mio::event::{Event, Source};
 use mio::{Events, Interest, Poll, Waker};
 
+use crate::alarm::Alarm;
 use crate::reports::contained;
 use crate::services::Services;
 use crate::signals::SignalHandlers;
-use crate::sources::{Registered, Registration, Sources, WAKE};
+use crate::sources::{ALARM, Registered, Registration, Sources, WAKE};
 use crate::thread_calls::{HangUp, ReactorHandle, ThreadCalls};
 use crate::threads::{ThreadPoolError, ThreadResult, Threads};
 use crate::timers::Timers;
@@ -85,6 +86,7 @@ enum State {
 /// What only the running loop needs; it lives on `run`'s stack.
 struct Poller {
     poll: Poll,
+    alarm: Alarm,
     events: Events,
 }
 
@@ -350,7 +352,11 @@ impl Reactor {
         self.0.timers.seconds()
     }
 
-    /// Calls `call` once, `delay` from now; never before, and up to about a millisecond after.
+    /// Calls `call` once, `delay` from now, and never before: some tens of microseconds after, if the machine has nothing
+    /// else to do. Where the system has no timerfd for us it is up to a millisecond.
+    ///
+    /// Timers wake the loop at most every 50 microseconds; those that come faster are made together. A sleep that a
+    /// timer ends costs about 10 to 20 microseconds of CPU.
     ///
     /// Calls due at the same time are made in the order of `call_later`. One without delay is made in the next turn. On
     /// a reactor that has stopped, the call is dropped at once and its [`DelayedCall`] says that it was cancelled.
@@ -637,8 +643,7 @@ impl Poller {
         } else {
             Some(Duration::ZERO)
         };
-        // mio waits in whole milliseconds and rounds up: up to one too long, and never in a busy loop. (The place for a
-        // timerfd, when somebody needs it sharper.)
+        let patience = self.alarm.set(patience);
         let polled = self.poll.poll(&mut self.events, patience);
         core.calls.wake_up();
         match polled {
@@ -646,8 +651,12 @@ impl Poller {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             other => other?,
         }
-        for event in self.events.iter().filter(|event| event.token() != WAKE) {
-            core.sources.dispatch(event);
+        for event in &self.events {
+            match event.token() {
+                WAKE => (),
+                ALARM => self.alarm.has_rung(),
+                _ => core.sources.dispatch(event),
+            }
         }
         Ok(())
     }
@@ -717,11 +726,13 @@ impl Builder {
     pub fn build(self) -> io::Result<Reactor> {
         let poll = Poll::new()?;
         let (calls, hang_up) = ThreadCalls::new(Waker::new(poll.registry(), WAKE)?);
+        let alarm = Alarm::new(poll.registry(), ALARM);
         let sources = Sources::new(poll.registry().try_clone()?);
         Ok(Reactor(Rc::new(Core {
             state: Cell::new(State::New),
             poller: Cell::new(Some(Poller {
                 poll,
+                alarm,
                 events: Events::with_capacity(EVENTS),
             })),
             timers: Timers::new(),

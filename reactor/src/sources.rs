@@ -23,6 +23,9 @@ use crate::reports::contained;
 /// The token of the waker, which no source has.
 pub(crate) const WAKE: Token = Token(0);
 
+/// The token of the alarm for the timers, which no source has either.
+pub(crate) const ALARM: Token = Token(1);
+
 /// The sources of one reactor.
 pub(crate) struct Sources {
     registry: Registry,
@@ -48,7 +51,7 @@ impl Sources {
             registry,
             registered: RefCell::default(),
             unsettled: RefCell::default(),
-            last_token: Cell::new(WAKE.0),
+            last_token: Cell::new(ALARM.0),
             closed: Cell::new(false),
         })
     }

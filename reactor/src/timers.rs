@@ -1,12 +1,15 @@
 //! Calls to be made later: `call_later` and what a [`DelayedCall`] may do.
 //!
 //! The callbacks live in slots that are used again; what orders them holds only (when, sequence, slot). A new call is
-//! *staged* in a plain list until the loop next looks, so that one that is cancelled before that never reaches the
-//! heap. What is cancelled or moved later leaves its heap entry behind; such an entry is recognised when it comes to the
-//! top, and all are swept out together once they are half of the heap. A heap that met them one by one took twice as
-//! long for a million timers of which nine in ten were cancelled.
+//! *staged*, its slot noted in a plain list, until the loop next looks, so that one that is cancelled before that never
+//! reaches the heap. What is cancelled or moved later leaves its heap entry behind; such an entry is recognised when it
+//! comes to the top, and the heap is made anew from the slots once most of it is of that kind. A heap that met them one
+//! by one took twice as long for a million timers of which nine in ten were cancelled.
+//!
+//! A million timers are also a million cache lines and their page faults: hence the numbers of 32 bits, and what is done
+//! when they have been used up (`renumber`, `end`).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell, RefMut};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::mem;
@@ -24,55 +27,68 @@ pub(crate) struct Timers {
     /// Where this clock counts from.
     origin: Instant,
     queue: RefCell<Queue>,
+    /// When calls were last made.
+    made: Cell<Nanos>,
 }
 
-#[derive(Default)]
 struct Queue {
     slots: Vec<Slot>,
-    free: Vec<u32>,
-    /// Entries that the heap has not seen yet, as they were when they were made.
-    staged: Vec<Entry>,
+    /// The slot that the next call gets; free ones are a list through `due`.
+    free: u32,
+    /// How many slots hold a call.
+    active: usize,
+    /// Slots whose calls are not in the heap yet, or are due earlier than the heap knows; each once (`Slot::staged`).
+    staged: Vec<u32>,
+    /// Every active call that is not staged has an entry here that is not later than its time.
     heap: BinaryHeap<Reverse<Entry>>,
-    next_sequence: u64,
+    next_sequence: u32,
     closed: bool,
 }
 
-/// One call, or a free place. 40 bytes: a program may have a million of them.
+/// One call, or a free place. 32 bytes: a program may have a million of them.
 struct Slot {
     /// `Some` as long as the call is still to be made.
     call: Option<Call>,
+    /// When; in a free slot, the next free one.
     due: Nanos,
     /// The order of `call_later`: it settles ties, and neither `reset` nor `delay` change it.
-    sequence: u64,
-    /// How many calls this slot has held before.
-    generation: u32,
-    /// How the last sixteen of those ended, the latest in the lowest bit: 1 is cancelled, 0 is called.
-    cancelled: u16,
-    /// Which of the entries for this call counts; raised when the call is moved to an earlier time.
-    version: u16,
+    sequence: u32,
+    history: History,
 }
+
+/// How many calls a slot has held before (24 bits), how the last seven of them ended, the latest in the lowest bit (1 is
+/// cancelled, 0 is called), and at the top whether the slot is in the list of staged ones.
+#[derive(Clone, Copy, Default)]
+struct History(u32);
 
 /// What the heap orders by: the time, then the order of `call_later`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
     due: Nanos,
-    sequence: u64,
+    sequence: u32,
     slot: u32,
-    version: u16,
 }
 
 /// Nanoseconds since the origin; `NEVER` stands for everything that does not fit, from the year 2610 on.
 type Nanos = u64;
 const NEVER: Nanos = Nanos::MAX;
 
+/// No slot.
+const NONE: u32 = u32::MAX;
+
 /// Below this many entries a heap is not worth sweeping.
 const SMALL: usize = 64;
+
+/// Timers do not wake the loop more often than this: those that come thick and fast are made together. (As the kernel
+/// does with other sleeps: see `PR_SET_TIMERSLACK` in prctl(2).)
+const GAP: Nanos = 50_000;
 
 impl Timers {
     pub(crate) fn new() -> Rc<Timers> {
         Rc::new(Timers {
             origin: Instant::now(),
             queue: RefCell::default(),
+            made: Cell::new(0),
         })
     }
 
@@ -100,24 +116,28 @@ impl Timers {
     /// Those that they add wait for the next turn even when their delay is zero, so that timers cannot keep the loop
     /// from its sources: they are staged, and only the heap is looked at here.
     pub(crate) fn run_due(&self) {
-        self.queue.borrow_mut().settle();
+        if self.settled().heap.is_empty() {
+            return; // before the clock is read
+        }
         let now = self.now();
         loop {
             let Some(call) = self.queue.borrow_mut().take_due(now) else {
                 return;
             };
+            self.made.set(now);
             contained("a delayed call", call);
         }
     }
 
     /// How long the loop may sleep: `None` is until something else happens.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        let mut queue = self.queue.borrow_mut();
-        queue.settle();
-        match queue.next_due()? {
-            NEVER => None,
-            due => Some(Duration::from_nanos(due.saturating_sub(self.now()))),
-        }
+        let due = self.settled().next_due().filter(|due| *due != NEVER)?;
+        let now = self.now();
+        let wake = match due > now {
+            true => due.max(self.made.get().saturating_add(GAP)),
+            false => now,
+        };
+        Some(Duration::from_nanos(wake.saturating_sub(now)))
     }
 
     /// Takes back every call, in the order in which they would have been made, and each later one at once.
@@ -125,6 +145,12 @@ impl Timers {
         for call in self.queue.borrow_mut().close() {
             contained("dropping a delayed call", || drop(call));
         }
+    }
+
+    fn settled(&self) -> RefMut<'_, Queue> {
+        let mut queue = self.queue.borrow_mut();
+        queue.settle();
+        queue
     }
 
     fn now(&self) -> Nanos {
@@ -172,54 +198,97 @@ impl DelayedCalls for Timers {
     }
 }
 
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue {
+            slots: Vec::new(),
+            free: NONE,
+            active: 0,
+            staged: Vec::new(),
+            heap: BinaryHeap::new(),
+            next_sequence: 0,
+            closed: false,
+        }
+    }
+}
+
 impl Queue {
     fn insert(&mut self, due: Nanos, call: Call) -> u64 {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot {
-                call: None,
-                due: 0,
-                sequence: 0,
-                generation: 0,
-                cancelled: 0,
-                version: 0,
-            });
-            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 timers fit into memory")
-        });
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
+        let sequence = self.take_sequence();
+        let index = self.take_slot();
         let slot = &mut self.slots[index as usize];
         slot.call = Some(call);
         slot.due = due;
         slot.sequence = sequence;
-        self.staged.push(Entry {
-            due,
-            sequence,
-            slot: index,
-            version: slot.version,
-        });
-        u64::from(index) << 32 | u64::from(slot.generation)
+        let generation = slot.history.generation();
+        self.active += 1;
+        self.stage(index);
+        u64::from(index) << 32 | u64::from(generation)
+    }
+
+    fn take_slot(&mut self) -> u32 {
+        if self.free == NONE {
+            self.slots.push(Slot {
+                call: None,
+                due: 0,
+                sequence: 0,
+                history: History::default(),
+            });
+            return u32::try_from(self.slots.len() - 1)
+                .expect("fewer than 2^32 timers fit into memory");
+        }
+        let index = self.free;
+        self.free = self.slots[index as usize].due as u32;
+        index
+    }
+
+    fn take_sequence(&mut self) -> u32 {
+        if self.next_sequence == u32::MAX {
+            self.renumber();
+        }
+        self.next_sequence += 1;
+        self.next_sequence - 1
+    }
+
+    /// Gives the active calls new numbers, in the order of the old ones. Every four thousand million calls.
+    fn renumber(&mut self) {
+        let mut active: Vec<usize> = self.active_slots().collect();
+        active.sort_unstable_by_key(|i| self.slots[*i].sequence);
+        self.next_sequence = 0;
+        for index in active {
+            self.slots[index].sequence = self.next_sequence;
+            self.next_sequence += 1;
+        }
+        self.rebuild();
+    }
+
+    fn active_slots(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.slots.len()).filter(|i| self.slots[*i].call.is_some())
     }
 
     /// The slot of a call that is still to be made.
     fn find(&self, id: u64) -> Result<usize, NotActive> {
         let slot = &self.slots[slot_of(id)];
         // The low half of the id is the generation.
-        let age = slot.generation.wrapping_sub(id as u32);
-        match age {
-            0 => Ok(slot_of(id)),
-            1..=16 if slot.cancelled >> (age - 1) & 1 == 1 => Err(NotActive::AlreadyCancelled),
-            // After sixteen more calls in the same slot we no longer know, and say what is true of most.
-            _ => Err(NotActive::AlreadyCalled),
+        match slot.history.ended(id as u32) {
+            None => Ok(slot_of(id)),
+            Some(true) => Err(NotActive::AlreadyCancelled),
+            Some(false) => Err(NotActive::AlreadyCalled),
         }
     }
 
-    /// Frees the slot and notes how its call ended.
+    /// Notes how the slot's call ended, and frees it.
     fn end(&mut self, index: usize, cancelled: bool) -> Option<Call> {
         let slot = &mut self.slots[index];
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.cancelled = slot.cancelled << 1 | u16::from(cancelled);
-        self.free.push(index as u32);
-        slot.call.take()
+        let call = slot.call.take();
+        slot.history.end(cancelled);
+        self.active -= 1;
+        // One whose generations have been used up (16 million) stays empty: an old handle must not find a new call.
+        if slot.history.generation() < History::LAST {
+            slot.due = Nanos::from(self.free);
+            self.free = index as u32;
+        }
+        call
     }
 
     fn move_to(&mut self, index: usize, due: Nanos) {
@@ -227,50 +296,83 @@ impl Queue {
         let earlier = due < slot.due;
         slot.due = due;
         if earlier {
-            slot.version = slot.version.wrapping_add(1);
-            self.staged.push(Entry {
-                due,
-                sequence: slot.sequence,
-                slot: index as u32,
-                version: slot.version,
-            });
-        } // else its entry comes to the top too early and is put back then (`take_due`)
+            self.stage(index as u32);
+        } // else its entry comes to the top too early and is put back then (`next_due`)
     }
 
-    /// Brings the heap up to date: takes in what was staged, and sweeps when most of it is dead.
+    fn stage(&mut self, index: u32) {
+        let history = &mut self.slots[index as usize].history;
+        if history.is_staged() {
+            return;
+        }
+        history.set_staged(true);
+        if self.staged.len() == self.staged.capacity() {
+            // Room in the heap too, now: a large allocation right after a million calls were taken back makes glibc's
+            // allocator tidy up all their boxes first, and keeps the loop waiting for as long as making the rest takes.
+            self.staged.reserve(1);
+            self.heap.reserve(self.staged.capacity());
+        }
+        self.staged.push(index);
+    }
+
+    /// Brings the heap up to date: takes in what was staged, and makes it anew when most of it is dead.
     fn settle(&mut self) {
         if !self.staged.is_empty() {
-            let staged = mem::take(&mut self.staged);
-            let slots = &self.slots;
-            self.heap.extend(
-                staged
-                    .iter()
-                    .filter_map(|entry| refreshed(slots, entry))
-                    .map(Reverse),
-            );
-            if staged.capacity() <= SMALL * SMALL {
-                self.staged = staged;
-                self.staged.clear();
-            } // else it was a burst: give the memory back
+            self.take_in();
         }
-        let active = self.slots.len() - self.free.len();
-        if self.heap.len() > SMALL + 2 * active {
-            let slots = &self.slots;
-            self.heap
-                .retain(|Reverse(entry)| refreshed(slots, entry).is_some());
-            self.heap.shrink_to(SMALL + 2 * active);
+        // A part of the slots too, because all of them are looked at.
+        if self.heap.len() > SMALL + 2 * self.active + self.slots.len() / 8 {
+            self.rebuild();
         }
     }
 
-    /// The time of the next call.
+    fn take_in(&mut self) {
+        let staged = mem::take(&mut self.staged);
+        let slots = &mut self.slots;
+        let fresh = staged.iter().filter_map(|index| {
+            let slot = &mut slots[*index as usize];
+            slot.history.set_staged(false);
+            slot.call.is_some().then(|| Reverse(slot.entry(*index)))
+        });
+        self.heap.extend(fresh);
+        if staged.capacity() <= SMALL * SMALL {
+            self.staged = staged;
+            self.staged.clear();
+        } // else it was a burst: give the memory back
+    }
+
+    /// Makes the heap anew, with one entry for each active call that is not staged.
+    fn rebuild(&mut self) {
+        let mut entries = mem::take(&mut self.heap).into_vec();
+        entries.clear();
+        let slots = self.slots.iter().zip(0..);
+        entries.extend(
+            slots
+                .filter(|(slot, _)| slot.call.is_some() && !slot.history.is_staged())
+                .map(|(slot, index)| Reverse(slot.entry(index))),
+        );
+        entries.shrink_to(SMALL + 2 * self.active);
+        self.heap = BinaryHeap::from(entries);
+    }
+
+    /// The time of the next call that the heap knows.
     fn next_due(&mut self) -> Option<Nanos> {
         loop {
             let Reverse(top) = *self.heap.peek()?;
-            match refreshed(&self.slots, &top) {
+            match self.refreshed(&top) {
                 Some(entry) if entry.due == top.due => return Some(top.due),
                 entry => self.replace_top(entry),
             }
         }
+    }
+
+    /// The entry as it should be now; `None` when its call is over.
+    ///
+    /// A call that was moved to and fro may have several. The first that comes to the top does its work.
+    fn refreshed(&self, entry: &Entry) -> Option<Entry> {
+        let slot = &self.slots[entry.slot as usize];
+        let counts = slot.sequence == entry.sequence && slot.call.is_some();
+        counts.then(|| slot.entry(entry.slot))
     }
 
     /// The next call that is due at `now`; it counts as called from here on, as in Twisted.
@@ -296,9 +398,7 @@ impl Queue {
 
     fn close(&mut self) -> Vec<Call> {
         self.closed = true;
-        let mut active: Vec<usize> = (0..self.slots.len())
-            .filter(|i| self.slots[*i].call.is_some())
-            .collect();
+        let mut active: Vec<usize> = self.active_slots().collect();
         active.sort_by_key(|i| (self.slots[*i].due, self.slots[*i].sequence));
         self.heap = BinaryHeap::new();
         self.staged = Vec::new();
@@ -309,16 +409,48 @@ impl Queue {
     }
 }
 
-/// The entry as it should be now; `None` when its call is over or has a newer entry.
-fn refreshed(slots: &[Slot], entry: &Entry) -> Option<Entry> {
-    let slot = &slots[entry.slot as usize];
-    // Sequence numbers are never used twice, so they tell the calls of one slot apart.
-    let counts =
-        slot.sequence == entry.sequence && slot.version == entry.version && slot.call.is_some();
-    counts.then_some(Entry {
-        due: slot.due,
-        ..*entry
-    })
+impl Slot {
+    fn entry(&self, index: u32) -> Entry {
+        Entry {
+            due: self.due,
+            sequence: self.sequence,
+            slot: index,
+        }
+    }
+}
+
+impl History {
+    const STAGED: u32 = 1 << 31;
+    const ENDS: u32 = 7;
+    /// The last generation; it is never given out.
+    const LAST: u32 = (1 << (31 - Self::ENDS)) - 1;
+
+    fn generation(self) -> u32 {
+        (self.0 & !Self::STAGED) >> Self::ENDS
+    }
+
+    fn end(&mut self, cancelled: bool) {
+        let ends = (self.0 << 1 | u32::from(cancelled)) & ((1 << Self::ENDS) - 1);
+        let generation = self.generation() + 1;
+        self.0 = self.0 & Self::STAGED | generation << Self::ENDS | ends;
+    }
+
+    /// Whether the call of that generation was cancelled, if it has ended.
+    fn ended(self, generation: u32) -> Option<bool> {
+        match self.generation() - generation {
+            0 => None,
+            // After some more calls in the same slot we no longer know, and say what is true of most.
+            age => Some(age <= Self::ENDS && self.0 >> (age - 1) & 1 == 1),
+        }
+    }
+
+    fn is_staged(self) -> bool {
+        self.0 & Self::STAGED != 0
+    }
+
+    fn set_staged(&mut self, staged: bool) {
+        self.0 = self.0 & !Self::STAGED | u32::from(staged) << 31;
+    }
 }
 
 fn slot_of(id: u64) -> usize {
@@ -451,6 +583,56 @@ mod tests {
             timers.patience();
         }
         assert!(timers.queue.borrow().heap.len() <= SMALL + 2);
+    }
+
+    #[test]
+    fn a_slot_that_is_used_many_times_in_a_turn_is_staged_once() {
+        let timers = Timers::new();
+        for _ in 0..10_000 {
+            let call = timers.call_later(SECOND, Box::new(|| ()));
+            call.cancel().unwrap();
+        }
+        let _last = timers.call_later(SECOND, Box::new(|| ()));
+        assert_eq!(timers.queue.borrow().staged.len(), 1);
+        timers.patience();
+        assert_eq!(timers.queue.borrow().heap.len(), 1);
+    }
+
+    #[test]
+    fn when_the_numbers_are_used_up_the_order_stays() {
+        let timers = Timers::new();
+        let (log, note) = log();
+        let mut queue = timers.queue.borrow_mut();
+        queue.next_sequence = u32::MAX - 5;
+        for n in 0..10 {
+            queue.insert(7, note(n));
+            if n == 2 {
+                queue.settle();
+            }
+        }
+        assert!(queue.next_sequence < 100);
+        queue.settle();
+        assert_eq!(queue.heap.len(), 10);
+        while let Some(call) = queue.take_due(7) {
+            call();
+        }
+        assert_eq!(*log.borrow(), (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_slot_whose_generations_are_used_up_is_not_used_again() {
+        let timers = Timers::new();
+        drop(timers.call_later(SECOND, Box::new(|| ())));
+        let mut queue = timers.queue.borrow_mut();
+        queue.end(0, true);
+        queue.slots[0].history.0 = (History::LAST - 1) << History::ENDS;
+        drop(queue);
+        let last = timers.call_later(SECOND, Box::new(|| ()));
+        last.cancel().unwrap();
+        let other = timers.call_later(SECOND, Box::new(|| ()));
+        assert_eq!(timers.queue.borrow().slots.len(), 2);
+        assert_eq!(last.cancel(), Err(NotActive::AlreadyCancelled));
+        assert!(other.active());
     }
 
     #[test]

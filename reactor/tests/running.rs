@@ -193,6 +193,31 @@ fn a_timer_is_never_early_and_waiting_for_it_is_not_busy() {
     assert!(cpu_time() - cpu < Duration::from_millis(20), "it spun");
 }
 
+#[test]
+fn no_timer_is_early_whichever_is_set_after_which() {
+    const TIMERS: u64 = 400;
+    let reactor = Reactor::new().unwrap();
+    let early = Rc::new(Cell::new(0));
+    let left = Rc::new(Cell::new(TIMERS));
+    for n in 0..TIMERS {
+        // Set from inside a timer, in groups of five of which each is due before the one that was set before it.
+        let (inner, early, left) = (reactor.clone(), early.clone(), left.clone());
+        let delay = Duration::from_nanos((TIMERS - n) % 5 * 1_000_000 + n * 7919 % 1_000_000);
+        reactor.call_later(Duration::from_micros(n * 20), move || {
+            let (same, set) = (inner.clone(), Instant::now());
+            inner.call_later(delay, move || {
+                early.set(early.get() + u32::from(set.elapsed() < delay));
+                left.set(left.get() - 1);
+                if left.get() == 0 {
+                    same.stop().unwrap();
+                }
+            });
+        });
+    }
+    run(&reactor);
+    assert_eq!(early.get(), 0);
+}
+
 /// The processor time of this thread, from the scheduler's own account in nanoseconds.
 fn cpu_time() -> Duration {
     let account = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
