@@ -35,6 +35,7 @@ mod reactor;
 
 // What the loop looks after in each turn.
 mod alarm;
+mod call_list;
 mod sources;
 mod thread_calls;
 mod timers;

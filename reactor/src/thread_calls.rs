@@ -1,14 +1,17 @@
 //! Calls from other threads: the only way into a reactor that is not its own thread.
 //!
-//! One list under one lock, swapped out whole by the loop. The loop says under the same lock that it is going to sleep,
-//! and only the first call after that wakes it: while it is awake a call costs no system call at all, however many
-//! threads make them. The order is kept for each thread, not between threads. The list has no bound, because a
-//! reactor's own thread may call too and must not wait for itself.
+//! One list under one lock, swapped out whole by the loop, so that calls come in the order in which they were asked for.
+//! Whether something is in it, and whether the loop sleeps, are two atomic flags beside it: the loop looks at the list
+//! only when there is something, and only the first call after it has gone to sleep wakes it. While it is awake a call
+//! costs no system call at all, however many threads make them. The list has no bound, because a reactor's own thread may
+//! call too and must not wait for itself.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::thread::{self, ThreadId};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
@@ -18,20 +21,13 @@ use mio::Waker;
 use parking_lot::Mutex;
 
 use crate::Reactor;
-use crate::reports::contained;
-
-/// What another thread wants done. The two forms spare the second box that turning one into the other would need.
-enum Call {
-    /// Through the trait, which knows no reactor.
-    Plain(Box<dyn FnOnce() + Send>),
-    /// Through [`ReactorHandle`]: a `Send` closure cannot own a [`Reactor`], so it is given one.
-    OnReactor(Box<dyn FnOnce(&Reactor) + Send>),
-}
+use crate::call_list::CallList;
 
 /// The calls that wait for one reactor.
 pub(crate) struct ThreadCalls {
-    /// Protects the list and the two facts that must change together with it.
+    /// Protects the list, and that nothing is added to it after the end.
     queue: Mutex<Queue>,
+    flags: Flags,
     waker: Waker,
     loop_thread: ThreadId,
     /// Never receives anything: disconnected, it says that threads must no longer wait for this loop.
@@ -40,18 +36,26 @@ pub(crate) struct ThreadCalls {
 
 #[derive(Default)]
 struct Queue {
-    calls: Vec<Call>,
-    /// The loop sleeps, or is about to: the next call has to wake it.
-    asleep: bool,
+    calls: CallList,
     /// The loop is gone.
     closed: bool,
 }
 
+/// Who adds a call sets `waiting` and then looks at `asleep`; the loop sets `asleep` and then looks at `waiting`. Each in
+/// the one order that all threads see (`SeqCst`), so that at least one of the two sees the other.
+///
+/// On a cache line of their own: the loop looks at them again and again while it is awake for nothing.
+#[derive(Default)]
+#[repr(align(64))]
+struct Flags {
+    /// There are calls in the list. Changed under the lock.
+    waiting: AtomicBool,
+    /// The loop sleeps, or is about to: the next call has to wake it.
+    asleep: AtomicBool,
+}
+
 /// The loop's own end. Dropping the sender releases the threads that wait in `block_on_from_thread`.
 pub(crate) type HangUp = Sender<Infallible>;
-
-/// A batch's memory is kept for the next one up to this many calls (24 bytes each).
-const KEPT: usize = 1 << 14;
 
 impl ThreadCalls {
     pub(crate) fn new(waker: Waker) -> (Arc<ThreadCalls>, HangUp) {
@@ -59,6 +63,7 @@ impl ThreadCalls {
         let loop_thread = thread::current().id();
         let calls = ThreadCalls {
             queue: Mutex::default(),
+            flags: Flags::default(),
             waker,
             loop_thread,
             hang_up: receiver,
@@ -66,7 +71,10 @@ impl ThreadCalls {
         (Arc::new(calls), hang_up)
     }
 
-    fn push(&self, call: Call) -> Result<(), LoopGone> {
+    pub(crate) fn push<F>(&self, call: F) -> Result<(), LoopGone>
+    where
+        F: FnOnce(&Reactor) + Send + 'static,
+    {
         let mut queue = self.queue.lock();
         if queue.closed {
             drop(queue); // first: the call may own anything, and its drop may call us
@@ -74,21 +82,31 @@ impl ThreadCalls {
             return Err(LoopGone);
         }
         queue.calls.push(call);
-        let wake = mem::take(&mut queue.asleep);
+        if !self.flags.waiting.load(Relaxed) {
+            self.flags.waiting.store(true, SeqCst);
+        } // else who set it looks, or has looked, whether the loop is asleep
+        let wake = self.flags.asleep.load(SeqCst) && self.flags.asleep.swap(false, SeqCst);
         drop(queue);
         if wake && self.waker.wake().is_err() {
             // The call is in the list all the same; leave it to the next one to try again.
-            self.queue.lock().asleep = true;
+            self.flags.asleep.store(true, SeqCst);
         }
         Ok(())
     }
 
     // ---- the loop's side
 
+    /// Whether a call is there.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.flags.waiting.load(Relaxed)
+    }
+
     /// Makes the calls that are there now; those that come meanwhile wait for the next turn.
     pub(crate) fn run_batch(&self, reactor: &Reactor) {
-        let batch = mem::take(&mut self.queue.lock().calls);
-        self.make(batch, reactor);
+        if self.is_waiting() {
+            let batch = self.take(&mut self.queue.lock());
+            self.make(batch, reactor);
+        }
     }
 
     /// Closes the queue and makes the calls that are in it: what was accepted is made.
@@ -97,72 +115,48 @@ impl ThreadCalls {
         self.make(batch, reactor);
     }
 
-    fn make(&self, mut batch: Vec<Call>, reactor: &Reactor) {
-        let mut calls = batch.drain(..);
-        // One guard for the whole batch; after a panic another for what is left of it.
-        while calls.len() > 0 {
-            contained("a call from a thread", || {
-                calls.by_ref().for_each(|call| call.make(reactor))
-            });
-        }
-        drop(calls);
-        self.keep(batch);
+    fn make(&self, mut batch: CallList, reactor: &Reactor) {
+        batch.make(reactor);
+        self.queue.lock().calls.reuse(batch);
     }
 
-    /// Gives the emptied list back, so that its memory serves again.
-    fn keep(&self, batch: Vec<Call>) {
-        if batch.capacity() > 0 && batch.capacity() <= KEPT {
-            let mut queue = self.queue.lock();
-            if queue.calls.capacity() == 0 {
-                queue.calls = batch;
-            }
-        }
+    fn take(&self, queue: &mut Queue) -> CallList {
+        self.flags.waiting.store(false, SeqCst);
+        mem::take(&mut queue.calls)
     }
 
     /// Whether the loop may sleep. From here until [`wake_up`](Self::wake_up) the first call wakes it.
     pub(crate) fn go_to_sleep(&self) -> bool {
-        let mut queue = self.queue.lock();
-        queue.asleep = queue.calls.is_empty();
-        queue.asleep
+        self.flags.asleep.store(true, SeqCst);
+        !self.flags.waiting.load(SeqCst)
     }
 
     pub(crate) fn wake_up(&self) {
-        self.queue.lock().asleep = false;
+        self.flags.asleep.store(false, SeqCst);
     }
 
     /// Closes the queue if nothing waits in it: nothing can slip in between the look and the closing.
     pub(crate) fn close_if_empty(&self) -> bool {
         let mut queue = self.queue.lock();
-        queue.closed |= queue.calls.is_empty();
+        queue.closed |= !self.is_waiting();
         queue.closed
     }
 
     /// Closes the queue and drops the calls that are in it, for there is no loop to make them.
     pub(crate) fn close(&self) {
-        for call in self.shut() {
-            contained("dropping a call from a thread", || drop(call));
-        }
+        self.shut().discard();
     }
 
-    fn shut(&self) -> Vec<Call> {
+    fn shut(&self) -> CallList {
         let mut queue = self.queue.lock();
         queue.closed = true;
-        mem::take(&mut queue.calls)
-    }
-}
-
-impl Call {
-    fn make(self, reactor: &Reactor) {
-        match self {
-            Call::Plain(call) => call(),
-            Call::OnReactor(call) => call(reactor),
-        }
+        self.take(&mut queue)
     }
 }
 
 impl ReactorFromThreads for ThreadCalls {
     fn call_from_thread(&self, call: Box<dyn FnOnce() + Send>) -> Result<(), LoopGone> {
-        self.push(Call::Plain(call))
+        self.push(move |_| call())
     }
 }
 
@@ -198,7 +192,7 @@ impl ReactorHandle {
         &self,
         call: impl FnOnce(&Reactor) + Send + 'static,
     ) -> Result<(), LoopGone> {
-        self.0.push(Call::OnReactor(Box::new(call)))
+        self.0.push(call)
     }
 
     /// Runs `f` on the reactor's thread and waits for what it returns; Twisted's `blockingCallFromThread`.
