@@ -172,6 +172,14 @@ pub(crate) fn generation() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
+/// How many times this process has forked, and is about to: the number is another one after each fork. What a fork has copied
+/// may be looked at by the child for as long as that lives.
+pub(crate) fn forks_made() -> u32 {
+    FORKS_MADE.load(Ordering::Relaxed)
+}
+
+static FORKS_MADE: AtomicU32 = AtomicU32::new(0);
+
 /// Counts forks from now on. (A `fork` that goes around the C library is not seen.)
 ///
 /// # Errors
@@ -183,15 +191,21 @@ pub(crate) fn count_forks() -> io::Result<()> {
     if COUNTED.load(Ordering::Acquire) {
         return Ok(());
     }
-    // SAFETY: the handler runs in the child before `fork` returns there, where only what is safe in a signal handler may be
-    // done; it makes one atomic addition. It stays in memory, as this is not code that is ever unloaded.
-    let error =
-        unsafe { libc::pthread_atfork(None, None, Some(note_fork as unsafe extern "C" fn())) };
+    let in_parent = Some(note_own_fork as unsafe extern "C" fn());
+    let in_child = Some(note_fork as unsafe extern "C" fn());
+    // SAFETY: one handler runs in the child before `fork` returns there, where only what is safe in a signal handler may be
+    // done, the other in the parent, before the fork and behind it; each makes one atomic addition. They stay in memory, as
+    // this is not code that is ever unloaded.
+    let error = unsafe { libc::pthread_atfork(in_parent, in_parent, in_child) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
     }
     COUNTED.store(true, Ordering::Release);
     Ok(())
+}
+
+extern "C" fn note_own_fork() {
+    FORKS_MADE.fetch_add(1, Ordering::Relaxed);
 }
 
 extern "C" fn note_fork() {

@@ -62,7 +62,8 @@ mod defer_to_process;
 // the host's side, a pool of worker processes,
 mod pool;
 
-// what both sides agree a job is, and the bytes,
+// what both sides agree a job is, the bytes, and those that are too many for a message,
+mod buffer;
 pub mod task;
 pub mod wire;
 
@@ -85,6 +86,7 @@ mod filesystem_lock;
 pub use errback_macros::task;
 
 pub use async_result::AsyncResult;
+pub use buffer::Buffer;
 pub use defer_to_process::{
     Shutdown, defer_to_process, defer_to_process_pool, process_pool, set_process_pool,
 };

@@ -8,6 +8,7 @@
 //! - `job`, `backlog`, `hand`: what is to be done, what waits, and what a worker holds; who ends a job is decided there;
 //! - `state`: what the one lock protects; `deadlines`, `pace`: parts of it;
 //! - `waiter`, `connection`: one thread for each worker process, and its socket;
+//! - `arenas`: the memory that large buffers travel in;
 //! - `supervisor`, `child`, `breaker`: the one thread that starts workers, and how they are started, killed and paced;
 //! - `cgroup`: whether the kernel killed one for its memory;
 //! - `room`: who waits for a place in the backlog; `stats`, `histogram`: what the pool tells of itself;
@@ -18,6 +19,7 @@
 //! Lock order: the state's lock is the only one that is held while another piece of the pool is called, and nothing that
 //! is called under it blocks or runs user code.
 
+mod arenas;
 mod asked;
 mod backlog;
 mod breaker;
@@ -143,6 +145,10 @@ struct Settings {
     max_memory: Option<u64>,
     batches: bool,
     max_frame: usize,
+    /// From how many bytes on a buffer is shared with workers.
+    share_from: Option<usize>,
+    /// Whether what workers share is read in place.
+    trusts_workers: bool,
     pass_output: bool,
     launch: Launch,
     /// The first message to each worker.

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use encode::Encoder;
 use scan::Scanner;
+pub(crate) use scan::references_in;
+
+use crate::buffer::travel::{self, Attachment};
 
 /// The version of the protocol that this crate speaks.
 pub const PROTOCOL: u32 = 1;
@@ -70,13 +73,27 @@ pub fn encode_call<A: Serialize + ?Sized>(
     args: &A,
     max_frame: usize,
 ) -> Result<Vec<u8>, EncodeError> {
-    let mut encoder = framed(max_frame);
+    encode_call_sharing(id, task, args, max_frame, None).map(|(frame, _)| frame)
+}
+
+/// A frame, and the buffers that it refers to.
+pub(crate) type WithAttachments = (Vec<u8>, Vec<Attachment>);
+
+/// The same, in which buffers of `share_from` bytes and more are referred to.
+pub(crate) fn encode_call_sharing<A: Serialize + ?Sized>(
+    id: u64,
+    task: &str,
+    args: &A,
+    max_frame: usize,
+    share_from: Option<usize>,
+) -> Result<WithAttachments, EncodeError> {
+    let mut encoder = framed(max_frame).sharing(share_from);
     encoder.raw(&[0x94, 0x00])?;
     encoder.marked(0xcf, id.to_be_bytes())?;
     encoder.text(task)?;
     args_value(&mut encoder, args)?;
     finish(&mut encoder);
-    Ok(encoder.into_bytes())
+    Ok(encoder.into_parts())
 }
 
 /// Gives a frame made by [`encode_call`] another id.
@@ -124,26 +141,38 @@ pub fn encode_chunk<A: Serialize>(
     chunk: &[A],
     max_frame: usize,
 ) -> Result<Vec<u8>, EncodeError> {
-    if let Some(frame) = chunk_in_form(id, task, chunk, max_frame, true)? {
+    encode_chunk_sharing(id, task, chunk, max_frame, None).map(|(frame, _)| frame)
+}
+
+/// The same, in which buffers of `share_from` bytes and more are referred to.
+pub(crate) fn encode_chunk_sharing<A: Serialize>(
+    id: u64,
+    task: &str,
+    chunk: &[A],
+    max_frame: usize,
+    share_from: Option<usize>,
+) -> Result<WithAttachments, EncodeError> {
+    let begin = |form: &str| {
+        begin_chunk(form, id, task, chunk.len(), max_frame).map(|it| it.sharing(share_from))
+    };
+    if let Some(frame) = chunk_in_form(begin, chunk, true)? {
         return Ok(frame);
     }
-    let frame = chunk_in_form(id, task, chunk, max_frame, false)?;
+    let frame = chunk_in_form(begin, chunk, false)?;
     Ok(frame.expect("this form takes every number of arguments"))
 }
 
 /// A chunk, in the form for one argument if the first call has one, and that form `may_be_each`. `None` if not all are as
 /// the first, for which there must be a `Serialize` that is not always of one mind.
 fn chunk_in_form<A: Serialize>(
-    id: u64,
-    task: &str,
+    begin: impl Fn(&str) -> Result<Encoder, EncodeError>,
     chunk: &[A],
-    max_frame: usize,
     may_be_each: bool,
-) -> Result<Option<Vec<u8>>, EncodeError> {
-    let mut encoder = begin_chunk(MAP, id, task, chunk.len(), max_frame)?;
+) -> Result<Option<WithAttachments>, EncodeError> {
+    let mut encoder = begin(MAP)?;
     let Some((first, others)) = chunk.split_first() else {
         finish(&mut encoder);
-        return Ok(Some(encoder.into_bytes()));
+        return Ok(Some(encoder.into_parts()));
     };
     let start = encoder.bytes().len();
     encoder.set_depth(CHUNK_DEPTH);
@@ -151,7 +180,7 @@ fn chunk_in_form<A: Serialize>(
     let each = may_be_each && encoder.bytes()[start] == ARRAY_OF_ONE;
     if each {
         // The name of this form is longer by the one byte that the header of the array has.
-        let other = begin_chunk(EACH, id, task, chunk.len(), max_frame)?;
+        let other = begin(EACH)?;
         encoder.bytes_mut()[..=start].copy_from_slice(other.bytes());
     }
     for args in others {
@@ -163,7 +192,7 @@ fn chunk_in_form<A: Serialize>(
         }
     }
     finish(&mut encoder);
-    Ok(Some(encoder.into_bytes()))
+    Ok(Some(encoder.into_parts()))
 }
 
 /// Adds the one argument without the array around it; false if it is not one. The header goes where the last byte is, which
@@ -516,19 +545,24 @@ impl<'a> ValueReader<'a> {
         self.rest = scanner.rest();
         // A byte string as it is: serde would take it byte by byte.
         if let Some(block) = byte_string(value) {
-            let mut slot = Some(block);
-            let mut wanted: Option<T> = None;
-            if let Some(wanted) = (&mut wanted as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>() {
-                *wanted = slot.take().map(<[u8]>::to_vec);
+            if let Some(wanted) = bytes_as(block) {
+                return Ok(wanted);
             }
-            if let Some(wanted) = wanted {
+        } else if let Some(buffer) = travel::received_value(value) {
+            if let Some(wanted) = bytes_as(&buffer) {
                 return Ok(wanted);
             }
         }
-        let mut deserializer = rmp_serde::Deserializer::from_read_ref(value);
-        // The scan has bounded the nesting; one more, because the deserializer stops at its limit and not behind it.
-        deserializer.set_max_depth(MAX_DEPTH + 1);
-        T::deserialize(&mut deserializer).map_err(DecodeError::from_serde)
+        let result = deserialized(value);
+        if result.is_ok() {
+            return result;
+        }
+        // It may be for the references, which only buffers know.
+        match travel::expanded(value, MAX_FRAME) {
+            Some(Ok(bytes)) => deserialized(&bytes),
+            Some(Err(error)) => Err(error),
+            None => result,
+        }
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {
@@ -537,6 +571,21 @@ impl<'a> ValueReader<'a> {
             extra => Err(DecodeError::new(format!("{extra} bytes after the value"))),
         }
     }
+}
+
+/// Bytes as a vector of them, if `T` is that.
+fn bytes_as<T: 'static>(bytes: &[u8]) -> Option<T> {
+    let mut wanted: Option<T> = None;
+    let vector = (&mut wanted as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>()?;
+    *vector = Some(bytes.to_vec());
+    wanted
+}
+
+fn deserialized<T: DeserializeOwned>(value: &[u8]) -> Result<T, DecodeError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(value);
+    // The scan has bounded the nesting; one more, because the deserializer stops at its limit and not behind it.
+    deserializer.set_max_depth(MAX_DEPTH + 1);
+    T::deserialize(&mut deserializer).map_err(DecodeError::from_serde)
 }
 
 /// The content of a binary value.
@@ -713,6 +762,11 @@ impl<'a> Message<'a> {
     /// # Errors
     /// The bytes are not exactly one well-formed message.
     pub fn parse(body: &'a [u8]) -> Result<Message<'a>, ProtocolError> {
+        Message::read(body).map(|(message, _)| message)
+    }
+
+    /// The same, and whether it refers to buffers.
+    pub(crate) fn read(body: &'a [u8]) -> Result<(Message<'a>, bool), ProtocolError> {
         let mut scanner = Scanner::new(body);
         let length = scanner.array()?;
         let kind = if length == 0 {
@@ -741,7 +795,7 @@ impl<'a> Message<'a> {
             }
         };
         scanner.end()?;
-        Ok(message)
+        Ok((message, scanner.has_references()))
     }
 }
 
@@ -838,6 +892,9 @@ pub struct HostHello {
     /// How many descriptors the worker may have open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_files: Option<u64>,
+    /// From how many bytes on a buffer is referred to and not written; `None`: none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffers: Option<u64>,
 }
 
 impl Default for HostHello {
@@ -848,6 +905,7 @@ impl Default for HostHello {
             memory_limit: None,
             cpu_limit: None,
             open_files: None,
+            buffers: None,
         }
     }
 }
@@ -886,6 +944,13 @@ pub struct WorkerHello {
     /// How many calls it likes to have at once.
     #[serde(skip_serializing_if = "is_one_or_none")]
     pub pipeline: u64,
+    /// Whether it takes references to buffers, and knows how to share its own.
+    #[serde(skip_serializing_if = "is_false")]
+    pub buffers: bool,
+}
+
+fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 fn is_one_or_none(pipeline: &u64) -> bool {
@@ -908,6 +973,44 @@ impl WorkerHello {
     /// They are not an array of one such map.
     pub fn parse(params: &[u8]) -> Result<WorkerHello, ProtocolError> {
         parse_hello(params)
+    }
+}
+
+/// The name of the notification by which a worker says what has become of arenas.
+pub(crate) const BUFFERS: &str = "buffers";
+
+/// What has become of arenas in a worker: it comes before the answer after which it is true. Numbers are those of the one
+/// that made the arena.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct BuffersNotice {
+    /// The host's that are still read, though their job is done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) kept: Vec<u64>,
+    /// Those of them that are not read any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) freed: Vec<u64>,
+    /// The host's that the worker does not know any more: before it is referred to, it has to be announced again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) forgotten: Vec<u64>,
+    /// The worker's own that are no more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) gone: Vec<u64>,
+}
+
+impl BuffersNotice {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == BuffersNotice::default()
+    }
+
+    pub(crate) fn encode(&self, max_frame: usize) -> Result<Vec<u8>, EncodeError> {
+        encode_notification(BUFFERS, &(self,), max_frame)
+    }
+
+    pub(crate) fn parse(params: &[u8]) -> Result<BuffersNotice, ProtocolError> {
+        let (notice,) = decode_value::<(BuffersNotice,)>(params)
+            .map_err(|e| ProtocolError::new(format!("a bad notice of buffers: {e}")))?;
+        Ok(notice)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::hook;
 use crate::task::{DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, TaskTable};
 use crate::wire::{self, Encoder, Message, PROTOCOL, ProtocolError, WorkerHello};
 
+mod arenas;
 mod channel;
 mod jobs;
 mod limits;
@@ -26,8 +27,9 @@ mod panics;
 mod requests;
 mod start;
 
+use arenas::Arenas;
 use channel::Channel;
-use jobs::Jobs;
+use jobs::{Asked, Jobs};
 pub use requests::{CancelToken, cancel_requested, cancel_token};
 pub(crate) use start::Start;
 
@@ -230,6 +232,7 @@ impl Leaving {
 /// A worker that has greeted its host.
 struct Worker {
     channel: Channel,
+    max_frame: usize,
     jobs: Jobs,
     answer: Encoder,
 }
@@ -255,7 +258,9 @@ impl Worker {
             return Err(Leaving::Protocol("it asks for version 0".into()));
         }
         limits::set(&hello)?;
+        let can_share = attached.requests.is_some();
         attached.requests.into_iter().for_each(requests::keep);
+        let arenas = Arenas::new(hello.buffers.filter(|_| can_share), hello.memory_limit);
         let max_frame = usize::try_from(hello.max_frame).unwrap_or(usize::MAX);
         channel.set_max_frame(max_frame);
         let mine = WorkerHello {
@@ -266,12 +271,15 @@ impl Worker {
             build: build_id(),
             tasks: tasks.len() as u64,
             pipeline: PIPELINE,
+            buffers: arenas.share_from().is_some(),
         };
         channel.send(&mine.encode())?;
+        let answer = Encoder::new(wire::frame_limit(max_frame));
         Ok(Worker {
             channel,
-            jobs: Jobs::new(tasks, attached.begun),
-            answer: Encoder::new(wire::frame_limit(max_frame)),
+            max_frame,
+            answer: answer.sharing(arenas.share_from()),
+            jobs: Jobs::new(tasks, attached.begun, arenas),
         })
     }
 
@@ -283,6 +291,10 @@ impl Worker {
             }
             // What the job has printed comes before its answer. std would keep a line without its end.
             let _ = std::io::stdout().flush();
+            while let Some(notice) = self.jobs.notice() {
+                let frame = notice.encode(self.max_frame);
+                self.channel.send(&frame.map_err(Leaving::unsendable)?)?;
+            }
             self.channel.send(self.answer.bytes())?;
             self.answer.shrink(KEEP_BUFFER);
         }
@@ -292,8 +304,17 @@ impl Worker {
 
 /// Does what one frame says, and leaves the answer in `answer`. `false`: there is none.
 fn respond(jobs: &Jobs, answer: &mut Encoder, frame: &[u8]) -> Result<bool, ProtocolError> {
-    match Message::parse(frame)? {
-        Message::Call { id, task, args } => jobs.answer(answer, id, task, args),
+    let (message, refers) = Message::read(frame)?;
+    match message {
+        Message::Call { id, task, args } => {
+            let asked = Asked {
+                id,
+                task,
+                args,
+                refers,
+            };
+            jobs.answer(answer, asked);
+        }
         // A later version's; whoever needs it done does not send it to this one.
         Message::Notification { .. } => return Ok(false),
         Message::Answer(_) => return Err(ProtocolError::new("an answer where a call was due")),
@@ -307,11 +328,19 @@ fn respond(jobs: &Jobs, answer: &mut Encoder, frame: &[u8]) -> Result<bool, Prot
 pub fn answer_to(frame: &[u8], max_frame: usize) -> Result<Option<Vec<u8>>, ProtocolError> {
     let tasks = TaskTable::linked().expect("a program whose tasks have names of their own");
     let mut answer = Encoder::new(wire::frame_limit(max_frame));
-    let answered = respond(&Jobs::new(tasks, None), &mut answer, frame)?;
+    let answered = respond(
+        &Jobs::new(tasks, None, Arenas::default()),
+        &mut answer,
+        frame,
+    )?;
     Ok(answered.then(|| answer.into_bytes()))
 }
 
 impl Leaving {
+    fn unsendable(error: wire::EncodeError) -> Leaving {
+        Leaving::Refused(format!("a message that must be sent cannot be: {error}"))
+    }
+
     fn protocol(error: ProtocolError) -> Leaving {
         Leaving::Protocol(error.to_string())
     }

@@ -32,7 +32,7 @@ const NEVER: &[(&[&str], &[&str])] = &[
         ],
     ),
     (
-        &["src/task", "src/wire"],
+        &["src/task", "src/wire", "src/buffer"],
         &[
             "errback_deferred",
             "errback_reactor",

@@ -1,16 +1,20 @@
 //! Memory that a host and a worker share: a memfd that both have mapped.
 //!
-//! Whoever has the other end may write to it at any moment, and is a stranger. So there is no reference to shared bytes
-//! in here: numbers are atomics, and bytes are copied, out of it before they are looked at. The size is sealed before
+//! Whoever has the other end of a [`Mapping`] may write to it at any moment, and is a stranger. So there is no reference
+//! to its bytes: numbers are atomics, and bytes are copied, out of it before they are looked at. The size is sealed before
 //! anything is mapped, so that nobody can take pages away under a reader, who would die of SIGBUS.
+//!
+//! Large buffers are to be read where they lie. For them there are two more types, whose bytes can be borrowed: [`Owned`],
+//! which only this process can write to, by a seal; and [`View`], another process's `Owned` as seen from here.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Whether this process may write to what it maps.
@@ -40,6 +44,147 @@ pub(crate) fn sealed_length(memfd: BorrowedFd<'_>) -> io::Result<usize> {
     usize::try_from(length).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
+/// The seals of an [`Owned`]: its size is final, and nobody can write to it but through the mapping that there is.
+const OWNED: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::FUTURE_WRITE);
+
+/// So much of a memfd is made at once. A signal cuts the call short and takes back what it has made, and a storm of them
+/// would never let a larger piece come to its end.
+const PIECE: u64 = 256 * 1024;
+
+/// Shared memory that this process alone can write to, and others may read: a memfd that is sealed against all writing
+/// but through the one mapping that it has here.
+///
+/// Its pages are there from the beginning, so that no access to it fails later, in no process.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    memfd: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Owned {
+    /// # Errors
+    /// The system gives no memfd, no memory for it, or does not know the seal (Linux before 5.1).
+    pub(crate) fn new(name: &str, length: usize) -> io::Result<Owned> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memfd = rustix::fs::memfd_create(name, flags)?;
+        allocate(memfd.as_fd(), length as u64)?;
+        rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW)?;
+        let mapping = Mapping::new(memfd.as_fd(), Access::Write)?;
+        rustix::fs::fcntl_add_seals(&memfd, OWNED | SealFlags::SEAL)?;
+        Ok(Owned { memfd, mapping })
+    }
+
+    pub(crate) fn memfd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the range is the whole mapping, which outlives the borrow, and all of it has a value, as a memfd begins
+        // with zeros. Nobody writes to it meanwhile: in this process that takes a `&mut self`, and no other mapping or
+        // descriptor can, in this process or another, since the seal. (A process that this one forks has the mapping too; it
+        // writes only to what it was filling at that moment, and what others were reading is never filled again: see
+        // `buffer::arena`.)
+        unsafe { std::slice::from_raw_parts(self.mapping.start.as_ptr(), self.mapping.length) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and there is no other borrow here. Other processes may have it mapped and read what is not
+        // finished; that is no access of this program's.
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.start.as_ptr(), self.mapping.length) }
+    }
+}
+
+/// Makes a memfd so long, with all of its pages.
+fn allocate(memfd: BorrowedFd<'_>, length: u64) -> io::Result<()> {
+    const TRIES: u32 = 1000;
+    let mut start = 0;
+    while start < length {
+        let piece = PIECE.min(length - start);
+        let mut tries = 0;
+        loop {
+            match rustix::fs::fallocate(memfd, FallocateFlags::empty(), start, piece) {
+                Err(Errno::INTR) if tries < TRIES => tries += 1,
+                other => break other?,
+            }
+        }
+        start += piece;
+    }
+    Ok(())
+}
+
+/// Another process's [`Owned`], to be read.
+///
+/// Its maker may be a stranger who writes to it, but nobody can take a page away that is there: so [`copy`](View::copy) is
+/// for any. To read it in place one has to trust its maker, as a worker does its host, and a host the workers that it was
+/// told to trust. What it shows then does not change as long as that one keeps to the protocol: it says what it has given
+/// away, and is told when nobody reads it any more.
+#[derive(Debug)]
+pub(crate) struct View {
+    mapping: Mapping,
+}
+
+impl View {
+    /// # Errors
+    /// It has not the seals of an [`Owned`] or not all of its pages, or there is no room to map it.
+    pub(crate) fn new(memfd: BorrowedFd<'_>) -> io::Result<View> {
+        owned_length(memfd)?;
+        let mapping = Mapping::new(memfd, Access::Read)?;
+        Ok(View { mapping })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    /// Copies the bytes from `offset`, whatever its maker may be doing.
+    ///
+    /// # Panics
+    /// If they do not lie in it.
+    pub(crate) fn copy(&self, offset: usize, into: &mut [u8]) {
+        assert!(self.mapping.has(offset, into.len()));
+        // SAFETY: the range lies in the mapping, whose pages are there, and `into` is memory of Rust's own of the same
+        // length. If others write meanwhile, it gets some bytes or other, which is all that is promised.
+        unsafe {
+            let from = self.mapping.start.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len());
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the range is the whole mapping, which outlives the borrow. Its pages are there. Only its maker can write to it, by the seal that `new` has seen, and an honest one does not
+        // as long as this is read.
+        unsafe { std::slice::from_raw_parts(self.mapping.start.as_ptr(), self.mapping.length) }
+    }
+}
+
+/// The length of somebody's memfd, if that has the seals of an [`Owned`] and all of its pages: nobody can take one away.
+pub(crate) fn owned_length(memfd: BorrowedFd<'_>) -> io::Result<usize> {
+    const BLOCK: u64 = 512;
+    let refused = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+    let seals = rustix::fs::fcntl_get_seals(memfd)?;
+    if !seals.contains(OWNED) {
+        return Err(refused(
+            "shared memory that others may write to, or change the size of",
+        ));
+    }
+    // In this order: what is there when it has been sealed stays.
+    let stat = rustix::fs::fstat(memfd)?;
+    let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+    let there = u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(BLOCK);
+    if there < length {
+        return Err(refused("shared memory that is not all there"));
+    }
+    usize::try_from(length).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 /// A mapping of a whole memfd, which lasts as long as this value.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -62,7 +207,8 @@ impl Mapping {
             Access::Read => ProtFlags::READ,
             Access::Write => ProtFlags::READ | ProtFlags::WRITE,
         };
-        let flags = MapFlags::SHARED;
+        // One call that maps the pages which are there is cheaper than a fault for each.
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: the kernel chooses the address, so no memory that is in use is touched.
         let start =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, flags, memfd, 0)? };
@@ -166,6 +312,45 @@ mod tests {
         let loose = rustix::fs::memfd_create("loose", flags).expect("a memfd");
         let error = Mapping::new(loose.as_fd(), Access::Read).expect_err("it may change");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn only_its_maker_writes_to_what_is_owned() {
+        let mut owned = Owned::new("test", 8192).expect("memory");
+        let view = View::new(owned.memfd()).expect("a view");
+        owned.bytes_mut()[8191] = 7;
+        assert_eq!((view.bytes()[8191], view.len()), (7, 8192));
+        Mapping::new(owned.memfd(), Access::Write).expect_err("it is sealed");
+        rustix::io::pwrite(owned.memfd(), b"!", 0).expect_err("it is sealed");
+        rustix::fs::ftruncate(owned.memfd(), 0).expect_err("it is sealed");
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(owned.memfd(), punch, 0, 4096).expect_err("it is sealed");
+        let path = format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&owned.memfd())
+        );
+        if let Ok(again) = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+        {
+            Mapping::new(again.as_fd(), Access::Write).expect_err("so is the file itself");
+            rustix::io::pwrite(&again, b"!", 0).expect_err("so is the file itself");
+        }
+        assert_eq!(owned.bytes()[0], 0);
+    }
+
+    #[test]
+    fn what_others_may_write_to_or_is_not_there_is_not_viewed() {
+        let loose = memfd("test", 4096).expect("a memfd");
+        let error = View::new(loose.as_fd()).expect_err("it can be written to");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let sparse = rustix::fs::memfd_create("sparse", flags).expect("a memfd");
+        rustix::fs::ftruncate(&sparse, 1 << 40).expect("no page of it is there");
+        rustix::fs::fcntl_add_seals(&sparse, OWNED).expect("seals");
+        let error = View::new(sparse.as_fd()).expect_err("it has no pages");
+        assert_eq!(error.to_string(), "shared memory that is not all there");
     }
 
     #[test]

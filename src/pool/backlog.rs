@@ -11,6 +11,8 @@
 use std::time::{Duration, Instant};
 
 use super::job::{Job, JobKey, JobState, WorkerId};
+use crate::buffer::travel::Attachment;
+use crate::wire::WithAttachments;
 
 /// The end of the list, or of the free entries.
 const NONE: u32 = u32::MAX;
@@ -43,6 +45,8 @@ pub(super) struct Call {
     pub(super) wire_id: u64,
     pub(super) task: &'static str,
     pub(super) frame: Vec<u8>,
+    /// The buffers that the frame refers to. They are kept until the call is answered, or its worker dead.
+    pub(super) attachments: Vec<Attachment>,
     pub(super) timeout: Option<Duration>,
     pub(super) submitted: Instant,
     /// Whether others may be sent behind it.
@@ -104,6 +108,7 @@ impl Backlog {
         let entry = self.entry(index);
         entry.state = JobState::Sent(worker);
         let job = entry.job.as_mut().expect("what is in the list is in use");
+        let (frame, attachments) = job.take_frame(wire_id);
         Some(Call {
             key: JobKey {
                 index,
@@ -114,7 +119,8 @@ impl Backlog {
             submitted: job.submitted(),
             with_others: job.goes_with_others(),
             wire_id,
-            frame: job.take_frame(wire_id),
+            frame,
+            attachments,
         })
     }
 
@@ -160,7 +166,7 @@ impl Backlog {
 
     /// A job that was out, and had not begun, waits again, before all others. Its key stays good. `blamed`: its worker
     /// may have died of it.
-    pub(super) fn resend(&mut self, key: JobKey, frame: Vec<u8>, blamed: bool) {
+    pub(super) fn resend(&mut self, key: JobKey, frame: WithAttachments, blamed: bool) {
         let entry = self.entry_out(key);
         entry.state = JobState::Queued;
         let job = entry.job.as_mut().expect("an entry that is out is in use");
@@ -268,7 +274,7 @@ mod tests {
     fn job() -> Job {
         let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME)
             .expect("() can be encoded");
-        Job::new("t", frame, false, Box::new(|_| ()))
+        Job::new("t", (frame, Vec::new()), false, Box::new(|_| ()))
     }
 
     fn taken(backlog: &mut Backlog) -> Vec<u64> {
@@ -324,7 +330,7 @@ mod tests {
         let first = backlog.push(job());
         let second = backlog.push(job());
         let call = backlog.take(WORKER).expect("two wait");
-        backlog.resend(call.key, call.frame, true);
+        backlog.resend(call.key, (call.frame, call.attachments), true);
         assert_eq!(backlog.state(first), JobState::Queued);
         assert_eq!(taken(&mut backlog), [first.id, second.id]);
         assert_eq!(backlog.resends(first), 1);

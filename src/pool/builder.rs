@@ -9,6 +9,7 @@ use super::python::{self, PythonOptions};
 use super::size::default_size;
 use super::typed::Initializer;
 use super::{Pool, Settings, WhenFull};
+use crate::buffer::arena;
 use crate::error::{BuildError, EncodeError};
 use crate::task::Task;
 use crate::wire::{self, HostHello};
@@ -50,6 +51,8 @@ pub struct Builder {
     batches: bool,
     boot_deadline: Duration,
     max_message: usize,
+    share_from: Option<usize>,
+    trusts_workers: bool,
     pass_output: bool,
 }
 
@@ -77,6 +80,8 @@ impl Builder {
             batches: true,
             boot_deadline: Duration::from_secs(30),
             max_message: wire::MAX_FRAME,
+            share_from: Some(arena::SHARE_FROM),
+            trusts_workers: false,
             pass_output: true,
         }
     }
@@ -255,9 +260,33 @@ impl Builder {
         self
     }
 
-    /// The largest call or answer, in bytes. Default: 1 GiB, which is also the most that the default workers take.
+    /// The largest call or answer, in bytes. Default: 1 GiB, which is also the most that the default workers take. What
+    /// [buffers](crate::Buffer) share does not count.
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max_message = bytes.max(wire::MIN_FRAME);
+        self
+    }
+
+    /// From how many bytes on a [`Buffer`](crate::Buffer) lies in memory that host and worker share, and only a reference to
+    /// it travels; `None`: never, its bytes are part of the message. Below some ten thousand bytes that is quicker.
+    /// Default: 65,536; less than 4,096 means 4,096.
+    ///
+    /// A worker can go on reading in memory that it was shown once, also when it has come to hold another job's data; see
+    /// [`Buffer`](crate::Buffer).
+    pub fn shared_buffers(mut self, from: Option<usize>) -> Self {
+        const LEAST: usize = 4096;
+        self.share_from = from.map(|bytes| bytes.max(LEAST));
+        self
+    }
+
+    /// Whether the [buffers](crate::Buffer) that workers return are read where the workers have put them, without a copy.
+    /// Default: no.
+    ///
+    /// It asks that the workers keep to the protocol: one that goes on writing to what it has returned, as a job could that was
+    /// taken over by the file it decodes, changes bytes that this program takes for unchangeable, and one that takes memory
+    /// away again may end it. Without it nothing that a worker does can.
+    pub fn trust_workers(mut self, trust: bool) -> Self {
+        self.trusts_workers = trust;
         self
     }
 
@@ -290,6 +319,7 @@ impl Builder {
                     .saturating_add(u64::from(time.subsec_nanos() > 0))
             }),
             open_files: self.open_files_limit,
+            buffers: self.share_from.map(|bytes| bytes as u64),
             ..HostHello::default()
         };
         let program = python::program(self.python, self.command)?;
@@ -312,6 +342,8 @@ impl Builder {
             batches: self.batches,
             boot_deadline: self.boot_deadline,
             max_frame: self.max_message,
+            share_from: self.share_from,
+            trusts_workers: self.trusts_workers,
             pass_output: self.pass_output,
             hello: hello.encode(),
             build,

@@ -366,6 +366,11 @@ impl Process {
         let _ = rustix::net::send(&self.ends.requests, &packet, flags);
     }
 
+    /// Where requests to stop go, and what is said of shared memory.
+    pub(super) fn requests(&self) -> BorrowedFd<'_> {
+        self.ends.requests.as_fd()
+    }
+
     /// How much memory the process has resident, in bytes. `None`: it is not known.
     pub(super) fn resident_memory(&self) -> Option<u64> {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok()?;

@@ -16,12 +16,14 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
+use super::arenas::Arenas;
 use super::backlog::Call;
 use super::child::{Child, Process};
 use super::job::{Job, Verdict};
 use super::output::WorkerOutput;
 use super::wakeup::poll;
-use crate::wire::{Answer, FrameReader, Message, ProtocolError};
+use crate::buffer::travel::Received;
+use crate::wire::{self, Answer, EncodeError, FrameReader, Message, Outcome, ProtocolError};
 
 /// How long a worker may live on after its end of the socket was closed, before it is killed.
 const END_OF_FILE_GRACE: Duration = Duration::from_millis(200);
@@ -37,6 +39,8 @@ pub(super) struct Connection {
     socket: OwnedFd,
     pub(super) output: WorkerOutput,
     pub(super) born: Instant,
+    /// The memory that buffers travel in.
+    pub(super) arenas: Arenas,
     /// What the worker has said and nobody has looked at yet.
     pub(super) reader: FrameReader,
     /// The calls that are with the worker, in their order.
@@ -92,6 +96,8 @@ impl Alarms {
 pub(super) struct Sent {
     pub(super) call: Call,
     pub(super) at: Instant,
+    /// The buffers that its answer refers to.
+    pub(super) received: Received,
 }
 
 /// What a wait ended with.
@@ -119,6 +125,7 @@ impl Connection {
             born,
         } = child;
         Connection {
+            arenas: Arenas::new(Arc::clone(&process)),
             process,
             socket,
             output,
@@ -142,7 +149,8 @@ impl Connection {
 
     /// Puts a call behind those that are to be written.
     pub(super) fn push(&mut self, call: Call, at: Instant) {
-        self.sent.push_back(Sent { call, at });
+        let received = Received::new();
+        self.sent.push_back(Sent { call, at, received });
         self.unwritten += 1;
     }
 
@@ -166,8 +174,17 @@ impl Connection {
         }
         let is_written = self.first_is_written();
         let frame = self.reader.next_frame()?.expect("there is one");
-        let answer = match Message::parse(frame)? {
+        let (message, refers) = Message::read(frame)?;
+        let answer = match message {
             Message::Answer(answer) => answer,
+            Message::Notification {
+                method: wire::BUFFERS,
+                params,
+            } => {
+                let calls = self.sent.iter().map(|sent| &sent.call);
+                self.arenas.note(params, calls)?;
+                return Ok(None);
+            }
             Message::Notification { .. } => return Ok(None), // from a later version
             Message::Call { .. } => return Err(ProtocolError::new("it sent a call")),
         };
@@ -183,8 +200,23 @@ impl Connection {
             )));
         }
         self.answered += 1;
-        let sent = self.sent.pop_front().expect("the first is written");
+        let mut sent = self.sent.pop_front().expect("the first is written");
+        if refers && let Outcome::Value(value) = answer.outcome {
+            sent.received = self.arenas.receive(value)?;
+        }
         Ok(Some((sent, answer)))
+    }
+
+    /// Makes the last call ready to be written. One that cannot be sent is given back.
+    pub(super) fn prepare(&mut self, max_frame: usize) -> Result<(), Box<(Sent, EncodeError)>> {
+        let (1.., Some(last)) = (self.unwritten, self.sent.back_mut()) else {
+            return Ok(());
+        };
+        let limit = wire::frame_limit(max_frame);
+        self.arenas.prepare(&mut last.call, limit).map_err(|error| {
+            self.unwritten -= 1;
+            Box::new((self.sent.pop_back().expect("there is one"), error))
+        })
     }
 
     /// Blocks until something happens, and meanwhile writes what is to be written.

@@ -240,6 +240,18 @@ impl Hand {
         }
     }
 
+    /// A job that was given last could not be sent: takes it out, unless it has ended.
+    pub(super) fn take_unsent(&mut self, key: JobKey, backlog: &mut Backlog) -> Option<Job> {
+        if self.jobs.back().is_none_or(|held| held.key != key) {
+            return None;
+        }
+        let held = self.jobs.pop_back()?;
+        match held.doom {
+            Some(Doom::Ended) => None,
+            _ => Some(backlog.take_out(key)),
+        }
+    }
+
     /// The worker is dead and collected, all that it had said was heard, and it was counted for the last time.
     pub(super) fn bury(&mut self, backlog: &mut Backlog) -> Remains {
         let begun = self.begun();
@@ -284,8 +296,9 @@ mod tests {
 
     const WORKER: WorkerId = WorkerId(0);
 
-    pub(super) fn frame() -> Vec<u8> {
-        crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME).expect("() can be encoded")
+    pub(super) fn frame() -> crate::wire::WithAttachments {
+        let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME);
+        (frame.expect("() can be encoded"), Vec::new())
     }
 
     pub(super) fn job() -> Job {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use errback_deferred::Failure;
 
+use crate::buffer::travel::Attachment;
 use crate::task::Limits;
-use crate::wire;
+use crate::wire::{self, WithAttachments};
 
 /// What a job ends with: the worker's answer, still in bytes and borrowed from the connection, or the reason why there
 /// is none.
@@ -63,6 +64,8 @@ pub(crate) struct Job {
     id: u64,
     task: &'static str,
     frame: Vec<u8>,
+    /// The buffers that it refers to.
+    attachments: Vec<Attachment>,
     /// Whether it is many calls in one.
     chunk: bool,
     finish: Finish,
@@ -73,11 +76,18 @@ pub(crate) struct Job {
 
 impl Job {
     /// A job from the frame of its call, whose number is not known yet. It is submitted now.
-    pub(crate) fn new(task: &'static str, frame: Vec<u8>, chunk: bool, finish: Finish) -> Self {
+    pub(crate) fn new(
+        task: &'static str,
+        frame: WithAttachments,
+        chunk: bool,
+        finish: Finish,
+    ) -> Self {
+        let (frame, attachments) = frame;
         Job {
             id: 0,
             task,
             frame,
+            attachments,
             chunk,
             finish,
             resends: 0,
@@ -117,11 +127,12 @@ impl Job {
         self.submitted
     }
 
-    /// Whether it may be on a worker's socket with others: it is one call, is small, and nobody counts its time, which
+    /// Whether it may be on a worker's socket with others: it is one call, is small and refers to nothing, and nobody counts its time, which
     /// would be that of the others too.
     pub(super) fn goes_with_others(&self) -> bool {
         const SMALL: usize = 4096;
-        !self.chunk && self.limits == Limits::default() && self.frame.len() <= SMALL
+        let is_whole = self.attachments.is_empty();
+        !self.chunk && is_whole && self.limits == Limits::default() && self.frame.len() <= SMALL
     }
 
     /// How often it was put back because a worker may have died of it.
@@ -135,14 +146,15 @@ impl Job {
     }
 
     /// The bytes to write. The waiter keeps them until the answer is there, in case they must be written again.
-    pub(super) fn take_frame(&mut self, wire_id: u64) -> Vec<u8> {
+    pub(super) fn take_frame(&mut self, wire_id: u64) -> WithAttachments {
         wire::patch_call_id(&mut self.frame, wire_id);
-        std::mem::take(&mut self.frame)
+        let attachments = std::mem::take(&mut self.attachments);
+        (std::mem::take(&mut self.frame), attachments)
     }
 
     /// The worker died before it began this. `blamed`: it may have died of it.
-    pub(super) fn put_back(&mut self, frame: Vec<u8>, blamed: bool) {
-        self.frame = frame;
+    pub(super) fn put_back(&mut self, frame: WithAttachments, blamed: bool) {
+        (self.frame, self.attachments) = frame;
         self.resends += u8::from(blamed);
     }
 

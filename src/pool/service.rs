@@ -192,6 +192,20 @@ impl Shared {
         answered
     }
 
+    /// A job that was given to a worker could not be sent to it. It is returned, unless somebody has ended it.
+    pub(super) fn take_unsent(&self, id: WorkerId, key: JobKey) -> Option<Job> {
+        let mut state = self.state.lock();
+        let State {
+            places,
+            backlog,
+            counts,
+            ..
+        } = &mut *state;
+        let job = places[id.0 as usize].hand.take_unsent(key, backlog)?;
+        counts.note_end(None);
+        Some(job)
+    }
+
     /// A job has run for as long as it may. It is returned if it had not even begun.
     pub(super) fn time_out(&self, key: JobKey) -> Option<Job> {
         let grace = self.settings.cancel_grace;

@@ -290,7 +290,7 @@ impl State {
         let keys = place.hand.take_back();
         for key in keys.iter().rev() {
             let frame = sent.iter().find(|sent| sent.call.key == *key);
-            let frame = frame.map(|sent| sent.call.frame.clone());
+            let frame = frame.map(|sent| (sent.call.frame.clone(), sent.call.attachments.clone()));
             backlog.resend(*key, frame.unwrap_or_default(), false);
         }
         keys.len()
@@ -349,10 +349,13 @@ impl State {
                 });
                 continue;
             }
-            let frame = sent
-                .iter_mut()
-                .find(|sent| sent.call.key == *key)
-                .map(|sent| std::mem::take(&mut sent.call.frame));
+            let frame =
+                sent.iter_mut()
+                    .find(|sent| sent.call.key == *key)
+                    .map(|Sent { call, .. }| {
+                        let attachments = std::mem::take(&mut call.attachments);
+                        (std::mem::take(&mut call.frame), attachments)
+                    });
             backlog.resend(*key, frame.unwrap_or_default(), blamed);
             counts.resent += 1;
         }

@@ -9,12 +9,12 @@ use errback_deferred::Failure;
 
 use super::backlog::Call;
 use super::job::{Job, JobKey, Outcome};
-use super::{JobHandle, Pool};
+use super::{JobHandle, Pool, Settings};
 use crate::error::{
     EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
 };
 use crate::task::{Limits, Task};
-use crate::wire::{self, ErrorKind, RemoteErrorBody};
+use crate::wire::{self, ErrorKind, RemoteErrorBody, WithAttachments};
 
 /// What a job's result is handed to. It is called once, on a thread of the pool or on the caller's own.
 pub(crate) trait Sink<T>: FnOnce(Result<T, Failure>) + Send + 'static {}
@@ -25,7 +25,7 @@ impl<T, S: FnOnce(Result<T, Failure>) + Send + 'static> Sink<T> for S {}
 pub(crate) struct Encoded<T> {
     called: Called,
     limits: Limits,
-    frame: Vec<u8>,
+    frame: WithAttachments,
     /// Of how many items it is a chunk.
     items: Option<usize>,
     decode: fn(Called, usize, Outcome<'_>) -> Result<T, Failure>,
@@ -79,7 +79,12 @@ impl Pool {
     ) -> Result<Encoded<F::Output>, EncodeError> {
         task.entry(); // keeps the linker from dropping the task
         let name = task.name();
-        let frame = wire::encode_call(0, name, args, self.shared().settings.max_frame)?;
+        let Settings {
+            max_frame,
+            share_from,
+            ..
+        } = self.shared().settings;
+        let frame = wire::encode_call_sharing(0, name, args, max_frame, share_from)?;
         Ok(Encoded {
             called: self.called(name),
             limits: task.limits(),
@@ -97,7 +102,12 @@ impl Pool {
     ) -> Result<Encoded<Results<F>>, EncodeError> {
         task.entry();
         let name = task.name();
-        let frame = wire::encode_chunk(0, name, chunk, self.shared().settings.max_frame)?;
+        let Settings {
+            max_frame,
+            share_from,
+            ..
+        } = self.shared().settings;
+        let frame = wire::encode_chunk_sharing(0, name, chunk, max_frame, share_from)?;
         Ok(Encoded {
             called: self.called(name),
             limits: task.limits(),
@@ -159,6 +169,7 @@ impl Initializer {
             wire_id: 0,
             task: self.task,
             frame: self.frame.clone(),
+            attachments: Vec::new(),
             timeout: None,
             submitted: Instant::now(),
             with_others: false,

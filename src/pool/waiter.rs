@@ -34,6 +34,7 @@ use super::connection::{Alarms, Connection, Event};
 use super::hand::{Answered, Ended};
 use super::job::{Job, Outcome, Verdict, WorkerId};
 use super::{Leave, Next, Shared};
+use crate::buffer::travel::with_received;
 use crate::error::{Exit, PoolClosed, SpawnFailed, SpawnFailure, TimedOut, Usage, WorkerDied};
 use crate::wire::{self, Message, ProtocolError, WorkerHello};
 
@@ -163,6 +164,8 @@ impl Waiter {
             return Err(SpawnFailure::NotAWorker(what));
         }
         worker.pipelines = hello.pipeline > 1;
+        worker.arenas.shared = hello.buffers && self.shared.settings.share_from.is_some();
+        worker.arenas.trusted = self.shared.settings.trusts_workers;
         worker.reader.set_max_frame(self.shared.settings.max_frame);
         match &self.shared.settings.build {
             Some(ours) if *ours != hello.build => Err(SpawnFailure::BuildMismatch {
@@ -196,6 +199,13 @@ impl Waiter {
 
     /// Sends calls and finishes jobs with the answers, until it is time for more calls.
     fn work(&self, worker: &mut Connection) -> Result<(), End> {
+        if let Err(unsendable) = worker.prepare(self.shared.settings.max_frame) {
+            let (sent, error) = *unsendable;
+            if let Some(job) = self.shared.take_unsent(self.id, sent.call.key) {
+                job.fail(error);
+            }
+            return Ok(());
+        }
         self.set_alarms(worker);
         loop {
             match worker.wait(worker.alarms.first()) {
@@ -252,13 +262,18 @@ impl Waiter {
     /// Looks at the frame that is in the reader. `false`: the worker is being killed.
     fn answer(&self, worker: &mut Connection, now: Instant) -> Result<bool, ProtocolError> {
         let (first, last) = (worker.answered == 0, worker.last);
-        let Some((sent, answer)) = worker.next_answer()? else {
+        let Some((mut sent, answer)) = worker.next_answer()? else {
             return Ok(true);
         };
+        let received = std::mem::take(&mut sent.received);
+        // Before anybody hears of the answer: the next buffer can lie where this call's have been.
+        sent.call.attachments.clear();
         let took = now.saturating_duration_since(sent.at.max(last));
         let answered = self.shared.complete(self.id, &sent, first, took);
         match answered {
-            Answered::Finish(job) => job.finish(Outcome::Answer(answer.outcome)),
+            Answered::Finish(job) => {
+                with_received(received, || job.finish(Outcome::Answer(answer.outcome)));
+            }
             Answered::Stopped(job, verdict) => {
                 let failure = self.given_up(&job, verdict, sent.at, None);
                 job.fail(failure);
@@ -360,6 +375,9 @@ impl Waiter {
             End::Retired(_) => {}
             _ => state.counts.died += 1,
         }
+        worker
+            .arenas
+            .bury(worker.sent.iter().map(|sent| &sent.call));
         let ended = state.bury(self.id, &mut worker.sent);
         for (_, verdict, _) in &worker.late {
             state.counts.note_end(Some(*verdict));

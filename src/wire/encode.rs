@@ -10,6 +10,7 @@ use std::fmt::{self, Display};
 use serde::ser::{self, Impossible, Serialize};
 
 use super::{EncodeError, MAX_DEPTH};
+use crate::buffer::travel::{self, Attachment};
 
 /// A growing buffer with a bound, and the serde `Serializer` that writes to it.
 #[derive(Debug)]
@@ -17,6 +18,10 @@ pub(crate) struct Encoder {
     bytes: Vec<u8>,
     limit: usize,
     depth: usize,
+    /// From how many bytes on a buffer is referred to; `None`: never.
+    share_from: Option<usize>,
+    /// The buffers that are referred to, in the order of their places.
+    attachments: Vec<Attachment>,
 }
 
 impl Encoder {
@@ -26,7 +31,34 @@ impl Encoder {
             bytes: Vec::new(),
             limit,
             depth: 0,
+            share_from: None,
+            attachments: Vec::new(),
         }
+    }
+
+    /// The same that refers to buffers of so many bytes and more.
+    pub(crate) fn sharing(self, share_from: Option<usize>) -> Encoder {
+        Encoder { share_from, ..self }
+    }
+
+    /// The bytes, and the buffers that they refer to.
+    pub(crate) fn into_parts(self) -> (Vec<u8>, Vec<Attachment>) {
+        (self.bytes, self.attachments)
+    }
+
+    /// The buffers that the bytes refer to: they are to be kept until nobody reads them any more.
+    pub(crate) fn take_attachments(&mut self) -> Vec<Attachment> {
+        std::mem::take(&mut self.attachments)
+    }
+
+    /// Other bytes for those that are there.
+    pub(crate) fn replace(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+    }
+
+    /// The most bytes that there may be.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
     }
 
     /// The bytes written so far.
@@ -45,6 +77,7 @@ impl Encoder {
     /// Forgets what was written after `length` bytes, as after a value that failed half-way.
     pub(crate) fn truncate(&mut self, length: usize) {
         self.bytes.truncate(length);
+        self.attachments.retain(|it| it.at < length);
         self.depth = 0;
     }
 
@@ -357,6 +390,9 @@ impl<'a> ser::Serializer for &'a mut Encoder {
     }
 
     fn serialize_bytes(self, v: &[u8]) -> Result<(), EncodeError> {
+        if self.refer_to(v)? {
+            return Ok(());
+        }
         self.binary_length(v.len())?;
         self.raw(v)
     }
@@ -503,6 +539,23 @@ impl<'a> ser::Serializer for &'a mut Encoder {
 }
 
 impl Encoder {
+    /// Writes a reference, if these are the bytes of a buffer that can be referred to.
+    fn refer_to(&mut self, bytes: &[u8]) -> Result<bool, EncodeError> {
+        if self.share_from.is_none_or(|from| bytes.len() < from)
+            || self.attachments.len() == travel::MOST
+        {
+            return Ok(false);
+        }
+        let attachment =
+            travel::offered(bytes).and_then(|it| Attachment::new(self.bytes.len(), &it));
+        let Some(attachment) = attachment else {
+            return Ok(false);
+        };
+        self.raw(&attachment.value())?;
+        self.attachments.push(attachment);
+        Ok(true)
+    }
+
     fn collect_bytes<I>(&mut self, items: I, length: usize) -> Result<(), EncodeError>
     where
         I: Iterator,

@@ -5,11 +5,14 @@
 //! proportion to their number and no memory at all.
 
 use super::{MAX_DEPTH, ProtocolError};
+use crate::buffer::travel::{CONTENT, EXTENSION, Reference};
 
 /// A place in a frame's body.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scanner<'a> {
     rest: &'a [u8],
+    /// How many references to buffers it has passed.
+    references: u32,
 }
 
 /// What one marker announces.
@@ -22,12 +25,20 @@ enum Head {
 
 impl<'a> Scanner<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Scanner<'a> {
-        Scanner { rest: bytes }
+        Scanner {
+            rest: bytes,
+            references: 0,
+        }
     }
 
     /// What has not been read.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
+    }
+
+    /// Whether it has passed a reference to a buffer.
+    pub(crate) fn has_references(&self) -> bool {
+        self.references > 0
     }
 
     /// The bytes of the next value.
@@ -171,7 +182,12 @@ impl<'a> Scanner<'a> {
             0xc5 | 0xda => Head::Bytes(self.length::<2>()?),
             0xc6 | 0xdb => Head::Bytes(self.length::<4>()?),
             // Extension types: one byte of type, then the data.
-            0xc7 => Head::Bytes(self.length::<1>()?.saturating_add(1)),
+            0xc7 => {
+                let length = self.length::<1>()?;
+                let is_reference = length == CONTENT && self.rest.first() == Some(&EXTENSION);
+                self.references += u32::from(is_reference);
+                Head::Bytes(length + 1)
+            }
             0xc8 => Head::Bytes(self.length::<2>()?.saturating_add(1)),
             0xc9 => Head::Bytes(self.length::<4>()?.saturating_add(1)),
             marker @ 0xd4..=0xd8 => Head::Bytes(1 + (1 << (marker - 0xd4))),
@@ -207,6 +223,25 @@ impl<'a> Scanner<'a> {
         self.rest = rest;
         Ok(taken)
     }
+}
+
+/// The references to buffers in a value that was found well-formed, each with its place.
+pub(crate) fn references_in(value: &[u8]) -> impl Iterator<Item = (usize, Reference)> {
+    let mut scanner = Scanner::new(value);
+    // What is inside of an array or a map follows it, so that it does not matter here how they nest.
+    std::iter::from_fn(move || {
+        while !scanner.rest.is_empty() {
+            let (start, passed) = (scanner.rest, scanner.references);
+            if let Head::Bytes(length) = scanner.head().ok()? {
+                let content = scanner.take(length).ok()?;
+                if scanner.references > passed {
+                    let reference = Reference::parse(&content[1..])?;
+                    return Some((value.len() - start.len(), reference));
+                }
+            }
+        }
+        None
+    })
 }
 
 #[cold]

@@ -3,10 +3,13 @@
 //! Whatever a job does short of ending the process becomes an answer. Which one a panic becomes depends on whose code
 //! it was that panicked, so a [`Call`] keeps track of its step.
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::arenas::Arenas;
 use super::{panics, requests};
+use crate::buffer::travel::with_received;
 use crate::task::{Call, Ran, Step, TaskEntry, TaskTable};
 use crate::wire::{self, Chunk, DecodeError, Encoder, ErrorKind, RemoteErrorBody};
 
@@ -15,24 +18,52 @@ pub(super) struct Jobs {
     tasks: TaskTable,
     /// Read by the host only when this process has died.
     begun: Option<OwnedFd>,
+    /// Borrowed only while none of a task's code runs.
+    arenas: RefCell<Arenas>,
+}
+
+/// A call, as it came.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) id: u64,
+    pub(super) task: &'a str,
+    pub(super) args: &'a [u8],
+    /// Whether the arguments refer to buffers.
+    pub(super) refers: bool,
 }
 
 impl Jobs {
-    pub(super) fn new(tasks: TaskTable, begun: Option<OwnedFd>) -> Jobs {
-        Jobs { tasks, begun }
-    }
-
-    /// Runs one call and leaves its answer, a whole frame, in `frame`.
-    pub(super) fn answer(&self, frame: &mut Encoder, id: u64, task: &str, args: &[u8]) {
-        let _entered = requests::enter(id);
-        wire::begin_answer(frame, id).expect("every limit has room for the beginning of an answer");
-        match self.run_call(frame, id, task, args) {
-            Ok(()) => wire::finish(frame),
-            Err(error) => wire::error_answer(frame, id, *error),
+    pub(super) fn new(tasks: TaskTable, begun: Option<OwnedFd>, arenas: Arenas) -> Jobs {
+        Jobs {
+            tasks,
+            begun,
+            arenas: RefCell::new(arenas),
         }
     }
 
-    fn run_call(&self, frame: &mut Encoder, id: u64, task: &str, args: &[u8]) -> Ran {
+    /// Runs one call and leaves its answer, a whole frame, in `frame`.
+    pub(super) fn answer(&self, frame: &mut Encoder, asked: Asked<'_>) {
+        let id = asked.id;
+        let _entered = requests::enter(id);
+        wire::begin_answer(frame, id).expect("every limit has room for the beginning of an answer");
+        match self.run_call(frame, asked) {
+            Ok(()) => wire::finish(frame),
+            Err(error) => wire::error_answer(frame, id, *error),
+        }
+        let mut arenas = self.arenas.borrow_mut();
+        if let Err(error) = arenas.lend(frame) {
+            wire::error_answer(frame, id, unsendable(&error));
+        }
+        arenas.finish_call();
+    }
+
+    /// What is to be said to the host before the answer.
+    pub(super) fn notice(&self) -> Option<wire::BuffersNotice> {
+        self.arenas.borrow_mut().take_notice()
+    }
+
+    fn run_call(&self, frame: &mut Encoder, asked: Asked<'_>) -> Ran {
+        let Asked { id, task, args, .. } = asked;
         // In this order: a host that has asked for a stop and then finds the call not counted knows that it will not run.
         self.count();
         if requests::is_revoked(id) {
@@ -43,6 +74,17 @@ impl Jobs {
                 message,
             )));
         }
+        if asked.refers {
+            let received = self.arenas.borrow_mut().receive(args);
+            let received =
+                received.map_err(|why| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", why))?;
+            return with_received(received, || self.run_tasks(frame, task, args));
+        }
+        self.arenas.borrow_mut().tidy();
+        self.run_tasks(frame, task, args)
+    }
+
+    fn run_tasks(&self, frame: &mut Encoder, task: &str, args: &[u8]) -> Ran {
         match task {
             wire::MAP => self.run_chunk(frame, args, false),
             wire::EACH => self.run_chunk(frame, args, true),
@@ -73,6 +115,11 @@ impl Jobs {
             let _ = rustix::io::write(begun, &1u64.to_ne_bytes());
         }
     }
+}
+
+fn unsendable(error: &wire::EncodeError) -> RemoteErrorBody {
+    let message = format!("the result cannot be sent: {error}");
+    RemoteErrorBody::new(ErrorKind::EncodeResult, "", message)
 }
 
 fn too_long(error: wire::EncodeError) -> RemoteErrorBody {

@@ -4,13 +4,14 @@
 //! when it likes, by a [`CancelToken`], and the worker looks once before it begins a call.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+
+use crate::buffer::packet::{self, Came};
 
 /// Requests that are remembered: more than can be meant for calls that are with this worker.
 const REMEMBERED: usize = 1024;
@@ -28,6 +29,8 @@ struct Requests {
     socket: OwnedFd,
     /// What the packets said, the latest last.
     packets: Mutex<VecDeque<Packet>>,
+    /// What else came: of arenas, which are no matter of this file's.
+    of_arenas: Mutex<Vec<packet::Packet>>,
 }
 
 /// What is asked.
@@ -91,6 +94,7 @@ pub(super) fn keep(socket: OwnedFd) {
     let _ = REQUESTS.set(Requests {
         socket,
         packets: Mutex::new(VecDeque::new()),
+        of_arenas: Mutex::new(Vec::new()),
     });
 }
 
@@ -128,17 +132,11 @@ fn any_came(packets: &[Packet]) -> bool {
 impl Requests {
     fn any_came(&self, packets: &[Packet]) -> bool {
         let mut came = self.packets.lock();
-        let mut packet = [0_u8; 10];
-        loop {
-            let id = |packet: &[u8; 10]| {
-                u64::from_ne_bytes(packet[..8].try_into().expect("eight bytes"))
-            };
-            match rustix::net::recv(&self.socket, &mut packet, RecvFlags::DONTWAIT) {
-                Ok((8, _)) => came.push_back(Packet::Stop(id(&packet))),
-                Ok((9, _)) => came.push_back(Packet::TakeBack(id(&packet))),
-                Ok((1.., _)) | Err(Errno::INTR) => {} // of a later version
-                // Nothing more, the host is gone, or a job has closed the descriptor.
-                _ => break,
+        // Until there is nothing more, the host is gone, or a job has closed the descriptor.
+        while let Some(packet) = packet::receive(self.socket.as_fd()) {
+            match packet {
+                Came::Arena(packet) => self.of_arenas.lock().push(packet),
+                Came::Other(bytes) => came.extend(Packet::parse(&bytes)),
             }
             if came.len() > REMEMBERED {
                 came.pop_front();
@@ -146,4 +144,33 @@ impl Requests {
         }
         came.iter().any(|it| packets.contains(it))
     }
+}
+
+impl Packet {
+    /// `None`: it is of a later version.
+    fn parse(bytes: &[u8]) -> Option<Packet> {
+        let (id, rest) = bytes.split_first_chunk::<8>()?;
+        let id = u64::from_ne_bytes(*id);
+        match rest.len() {
+            0 => Some(Packet::Stop(id)),
+            1 => Some(Packet::TakeBack(id)),
+            _ => None,
+        }
+    }
+}
+
+/// What the host has said of arenas since this was asked last.
+pub(super) fn arena_packets() -> Vec<packet::Packet> {
+    let Some(requests) = REQUESTS.get() else {
+        return Vec::new();
+    };
+    requests.any_came(&[]);
+    std::mem::take(&mut *requests.of_arenas.lock())
+}
+
+/// Says something to the host, if there is a socket for it and room. Whether it was said.
+pub(super) fn send(packet: impl FnOnce(BorrowedFd<'_>) -> Result<(), Errno>) -> bool {
+    REQUESTS
+        .get()
+        .is_some_and(|requests| packet(requests.socket.as_fd()).is_ok())
 }

@@ -30,6 +30,16 @@ fn hello() -> Vec<u8> {
     .encode()
 }
 
+/// What a host says first, if nothing else was asked for.
+fn host_hello() -> Vec<u8> {
+    HostHello {
+        max_frame: wire::MAX_FRAME as u64,
+        buffers: Some(65_536),
+        ..HostHello::default()
+    }
+    .encode()
+}
+
 /// A frame around these bytes.
 fn frame(body: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(body.len())
@@ -54,11 +64,7 @@ fn pool_that_answers(bytes: &[u8]) -> Pool {
         wire::MAX_FRAME,
     )
     .expect("a call");
-    let host_hello = HostHello {
-        max_frame: wire::MAX_FRAME as u64,
-        ..HostHello::default()
-    }
-    .encode();
+    let host_hello = host_hello();
     let script = format!(
         "printf '{}' >&0; head -c {} <&0 >/dev/null; printf '{}' >&0; exec cat <&0 >/dev/null",
         octal(&hello()),
@@ -133,7 +139,7 @@ rows! {
     /// A worker's bytes come one at a time.
     fn m5_an_answer_in_pieces_is_an_answer() {
         let call = wire::encode_call(1, errback::Task::name(&add), &(1_i64, 2_i64), wire::MAX_FRAME).expect("a call");
-        let host_hello = HostHello { max_frame: wire::MAX_FRAME as u64, ..HostHello::default() }.encode();
+        let host_hello = host_hello();
         let bytes = [hello(), three(1)].concat();
         // A `printf` for each byte is a write for each byte.
         let pieces = |bytes: &[u8]| bytes.chunks(1).map(|byte| format!("printf '{}' >&0; ", octal(byte))).collect::<String>();

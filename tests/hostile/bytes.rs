@@ -405,6 +405,7 @@ pub fn message(source: &mut Source<'_>) -> Vec<u8> {
             memory_limit: source.flag().then(|| source.number()),
             cpu_limit: source.flag().then(|| source.number()),
             open_files: source.flag().then(|| source.number()),
+            buffers: None,
         }
         .encode(),
         _ => WorkerHello {

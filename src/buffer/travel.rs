@@ -1,0 +1,296 @@
+//! How a buffer travels in a message: as a reference, an extension value that says in which arena its bytes are, and where.
+//!
+//! serde has no context, so two things are put aside for the thread while it works. While a [`Buffer`] serialises itself, it
+//! is *offered*: our encoder finds that the bytes it is given are those of a buffer, writes a reference, and remembers the
+//! buffer as an [`Attachment`] of the frame; another format's serializer never asks. While a message is decoded, the buffers
+//! that it refers to have been *received*: whoever had the message has looked up each reference before, with all that is to
+//! be checked, and a `Buffer` that deserialises itself takes a clone.
+//!
+//! A frame can always do without: [`inlined`] puts the bytes in the places of the references.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+use super::Buffer;
+use super::arena::Lease;
+use crate::wire::{DecodeError, EncodeError, HEADER, references_in};
+
+/// The type of the extension value.
+pub(crate) const EXTENSION: u8 = 0x45;
+
+/// How long its content is.
+pub(crate) const CONTENT: usize = 24;
+
+/// How long the whole value is: a marker, a length, the type, the content.
+const VALUE: usize = 3 + CONTENT;
+
+/// How many references a frame may have. Each may need a descriptor, and there is only so much room for them; buffers beyond
+/// that travel as bytes.
+pub(crate) const MOST: usize = 64;
+
+/// Where the bytes of a buffer are, in another process's arenas.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Reference {
+    pub(crate) arena: u64,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl Reference {
+    pub(crate) fn parse(content: &[u8]) -> Option<Reference> {
+        let content: &[u8; CONTENT] = content.try_into().ok()?;
+        let number = |at: usize| {
+            let bytes = content[at..at + 8].try_into().expect("eight bytes");
+            u64::from_be_bytes(bytes)
+        };
+        Some(Reference {
+            arena: number(0),
+            offset: number(8),
+            length: number(16),
+        })
+    }
+
+    /// The whole extension value.
+    pub(crate) fn value(self) -> [u8; VALUE] {
+        let mut value = [0; VALUE];
+        value[..3].copy_from_slice(&[0xc7, CONTENT as u8, EXTENSION]);
+        for (place, number) in [self.arena, self.offset, self.length].iter().enumerate() {
+            let at = 3 + 8 * place;
+            value[at..at + 8].copy_from_slice(&number.to_be_bytes());
+        }
+        value
+    }
+
+    /// The part of `whole` that it means, if that is there.
+    pub(crate) fn range(self, whole: usize) -> Option<std::ops::Range<usize>> {
+        let start = usize::try_from(self.offset).ok()?;
+        let end = start.checked_add(usize::try_from(self.length).ok()?)?;
+        (end <= whole).then_some(start..end)
+    }
+}
+
+/// A buffer that a frame refers to.
+#[derive(Clone)]
+pub(crate) struct Attachment {
+    /// Where in the frame the reference begins.
+    pub(crate) at: usize,
+    pub(crate) lease: Arc<Lease>,
+    reference: Reference,
+}
+
+impl Attachment {
+    /// `None`: no arena is to be had.
+    pub(crate) fn new(at: usize, buffer: &Buffer) -> Option<Attachment> {
+        let (lease, start) = buffer.in_arena()?;
+        let reference = Reference {
+            arena: lease.number(),
+            offset: start as u64,
+            length: buffer.len() as u64,
+        };
+        Some(Attachment {
+            at,
+            lease,
+            reference,
+        })
+    }
+
+    pub(crate) fn value(&self) -> [u8; VALUE] {
+        self.reference.value()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        let bytes = self.lease.bytes();
+        let range = self.reference.range(bytes.len());
+        &bytes[range.expect("a reference of our own making")]
+    }
+}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.reference.fmt(f)
+    }
+}
+
+/// A frame with the bytes of its attachments in the places of the references.
+///
+/// # Errors
+/// It would be longer than `limit`, header included.
+pub(crate) fn inlined(
+    frame: &[u8],
+    attachments: &[Attachment],
+    limit: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let pieces = attachments.iter().map(|it| (it.at, it.bytes()));
+    let mut whole = spliced(frame, pieces, limit)?;
+    let length = u32::try_from(whole.len() - HEADER).expect("the limit is below 4 GiB");
+    whole[..HEADER].copy_from_slice(&length.to_be_bytes());
+    Ok(whole)
+}
+
+/// MessagePack with byte strings in the places of references.
+fn spliced<'a>(
+    packed: &[u8],
+    pieces: impl Iterator<Item = (usize, &'a [u8])> + Clone,
+    limit: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    const LONGEST_HEADER: usize = 5;
+    let all = pieces.clone().fold(packed.len(), |sum, (_, bytes)| {
+        sum.saturating_add(bytes.len())
+            .saturating_add(LONGEST_HEADER)
+            - VALUE
+    });
+    if all > limit {
+        return Err(EncodeError::TooLarge {
+            at_least: all,
+            limit,
+        });
+    }
+    let mut whole = Vec::with_capacity(all);
+    let mut done = 0;
+    for (at, bytes) in pieces {
+        whole.extend_from_slice(&packed[done..at]);
+        // The widest header: any reader takes it.
+        let length = u32::try_from(bytes.len()).map_err(|_| EncodeError::TooLarge {
+            at_least: bytes.len(),
+            limit,
+        })?;
+        whole.push(0xc6);
+        whole.extend_from_slice(&length.to_be_bytes());
+        whole.extend_from_slice(bytes);
+        done = at + VALUE;
+    }
+    whole.extend_from_slice(&packed[done..]);
+    Ok(whole)
+}
+
+thread_local! {
+    /// The buffer that serialises itself.
+    static OFFERED: RefCell<Option<Buffer>> = const { RefCell::new(None) };
+    /// The buffers that the message refers to which is being decoded.
+    static RECEIVED: RefCell<Received> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a message refers to.
+pub(crate) type Received = Vec<(Reference, Buffer)>;
+
+/// Not worth a look, whatever the pool's threshold.
+const TINY: usize = 1024;
+
+/// Serialises a buffer, by `serialize`, so that our encoder knows it.
+pub(super) fn offering<T>(buffer: &Buffer, serialize: impl FnOnce() -> T) -> T {
+    if buffer.len() < TINY {
+        return serialize();
+    }
+    let _ = OFFERED.try_with(|offered| offered.replace(Some(buffer.clone())));
+    let result = serialize();
+    // It is another's by now, if a serializer has nested them; and gone, if the encoder has taken it.
+    let _ = OFFERED.try_with(|offered| offered.take());
+    result
+}
+
+/// The buffer whose bytes these are, if one is just being serialised.
+pub(crate) fn offered(bytes: &[u8]) -> Option<Buffer> {
+    let buffer = OFFERED.try_with(|offered| offered.take()).ok()??;
+    std::ptr::eq(&*buffer, bytes).then_some(buffer)
+}
+
+/// Decodes, by `decode`, a message that refers to these buffers.
+pub(crate) fn with_received<T>(buffers: Received, decode: impl FnOnce() -> T) -> T {
+    if buffers.is_empty() {
+        return decode();
+    }
+    /// Puts back what was there, also when a panic comes through.
+    struct Before(Received);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            let before = std::mem::take(&mut self.0);
+            // Dropped outside of the borrow: the end of a buffer may run somebody's code.
+            drop(RECEIVED.try_with(|received| received.replace(before)));
+        }
+    }
+    let _before = Before(RECEIVED.replace(buffers));
+    decode()
+}
+
+/// The buffer that a reference means, in the message that is being decoded.
+pub(super) fn received(reference: Reference) -> Option<Buffer> {
+    let found = RECEIVED.try_with(|received| {
+        let received = received.borrow();
+        let found = received.iter().find(|(it, _)| *it == reference);
+        found.map(|(_, buffer)| buffer.clone())
+    });
+    found.ok().flatten()
+}
+
+/// The bytes of a value that is nothing but a reference.
+pub(crate) fn received_value(value: &[u8]) -> Option<Buffer> {
+    match value {
+        [0xc7, length, EXTENSION, content @ ..] if usize::from(*length) == CONTENT => {
+            received(Reference::parse(content)?)
+        }
+        _ => None,
+    }
+}
+
+/// A value with byte strings in the places of its references, for a type that is no [`Buffer`], such as a `Vec<u8>` in a
+/// struct. `None`: it has none.
+pub(crate) fn expanded(value: &[u8], limit: usize) -> Option<Result<Vec<u8>, DecodeError>> {
+    let is_empty = RECEIVED.try_with(|received| received.borrow().is_empty());
+    if is_empty.unwrap_or(true) {
+        return None;
+    }
+    let pieces: Option<Vec<(usize, Buffer)>> = references_in(value)
+        .map(|(at, reference)| Some((at, received(reference)?)))
+        .collect();
+    let pieces = pieces.filter(|pieces| !pieces.is_empty())?;
+    let pieces = pieces.iter().map(|(at, buffer)| (*at, &buffer[..]));
+    Some(spliced(value, pieces, limit).map_err(|error| DecodeError::new(error.to_string())))
+}
+
+/// A part of something that looks like an array of bytes.
+pub(super) enum Element {
+    Byte(u8),
+    Content(Vec<u8>),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Element, D::Error> {
+        // A format that does not describe itself has byte strings, and does not come here.
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl Visitor<'_> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a byte")
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Element, E> {
+        let byte =
+            u8::try_from(number).map_err(|_| E::custom(format_args!("{number} is no byte")))?;
+        Ok(Element::Byte(byte))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Element, E> {
+        let byte =
+            u8::try_from(number).map_err(|_| E::custom(format_args!("{number} is no byte")))?;
+        Ok(Element::Byte(byte))
+    }
+
+    fn visit_bytes<E: Error>(self, content: &[u8]) -> Result<Element, E> {
+        match content.len() {
+            CONTENT => Ok(Element::Content(content.to_vec())),
+            length => Err(E::invalid_length(length, &self)),
+        }
+    }
+
+    fn visit_byte_buf<E: Error>(self, content: Vec<u8>) -> Result<Element, E> {
+        self.visit_bytes(&content)
+    }
+}
