@@ -161,6 +161,7 @@ impl<T: 'static> Deferred<T> {
         }
     }
 
+    #[inline]
     fn add<U, L: Entry<Node, Output = Step>>(self, level: L) -> Deferred<U> {
         self.node.add(level);
         Deferred {
@@ -177,6 +178,7 @@ impl<T: 'static> Deferred<T> {
     /// # d.add_callback(|n| assert_eq!(n, 6));
     /// ```
     #[doc(alias = "addCallback")]
+    #[inline]
     pub fn add_callback<R: IntoOutcome>(
         self,
         callback: impl FnOnce(T) -> R + 'static,
@@ -195,6 +197,7 @@ impl<T: 'static> Deferred<T> {
     /// # d.add_callback(|n| assert_eq!(n, 0));
     /// ```
     #[doc(alias = "addErrback")]
+    #[inline]
     pub fn add_errback<R: IntoOutcome<Value = T>>(
         self,
         errback: impl FnOnce(Failure) -> R + 'static,
@@ -210,6 +213,7 @@ impl<T: 'static> Deferred<T> {
     /// # d.add_callback(|s| assert_eq!(s, "2"));
     /// ```
     #[doc(alias = "addCallbacks")]
+    #[inline]
     pub fn add_callbacks<R: IntoOutcome, E: IntoOutcome<Value = R::Value>>(
         self,
         callback: impl FnOnce(T) -> R + 'static,
@@ -229,6 +233,7 @@ impl<T: 'static> Deferred<T> {
     /// # d.add_callback(|n| assert_eq!(n, 2));
     /// ```
     #[doc(alias = "addBoth")]
+    #[inline]
     pub fn add_both<R: IntoOutcome>(
         self,
         callback: impl FnOnce(Result<T, Failure>) -> R + 'static,

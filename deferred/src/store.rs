@@ -18,7 +18,6 @@ use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use std::ops::Deref;
-use std::process;
 use std::ptr::{self, NonNull};
 use std::thread::LocalKey;
 
@@ -41,6 +40,14 @@ struct TypeInfo {
     id: fn() -> TypeId,
     /// `None` when there is nothing to do.
     drop: Option<unsafe fn(*mut Word)>,
+}
+
+impl TypeInfo {
+    #[cold]
+    #[inline(never)]
+    fn is_of<T: 'static>(&self) -> bool {
+        (self.id)() == TypeId::of::<T>()
+    }
 }
 
 struct Info<T>(PhantomData<T>);
@@ -104,7 +111,7 @@ impl Erased {
     #[inline]
     fn is<T: 'static>(&self) -> bool {
         // The same table is the same type; one type may have several tables (one for each codegen unit).
-        ptr::eq(self.info, Info::<T>::TABLE) || (self.info.id)() == TypeId::of::<T>()
+        ptr::eq(self.info, Info::<T>::TABLE) || self.info.is_of::<T>()
     }
 
     /// The value, if it is a `T`.
@@ -673,13 +680,11 @@ struct Counts<T> {
     value: T,
 }
 
-/// Counts one more. As in `Rc`, a program that makes and forgets 2^32 references is ended, not left to its fate.
+/// Counts one more. Who makes and forgets 2^32 references is refused the next one, before a count could begin anew.
 #[inline]
 fn count_up(count: &Cell<u32>) {
-    match count.get().checked_add(1) {
-        Some(more) => count.set(more),
-        None => process::abort(),
-    }
+    let more = count.get().checked_add(1);
+    count.set(more.expect("fewer than 2^32 references to one Deferred"));
 }
 
 impl<T: Ends> Counted<T> {
