@@ -72,24 +72,26 @@ impl<T: 'static> DeferredList<T> {
     #[track_caller]
     pub fn start(self) -> Deferred<ListResult<T>> {
         let (resolver, d) = Deferred::new();
-        let cancels: Vec<CancelHandle> =
-            self.deferreds.iter().map(Deferred::cancel_handle).collect();
         d.node.keep_cancel();
-        d.node.set_canceller(Canceller::Instead(Rc::new(move |_| {
-            cancels.iter().for_each(CancelHandle::cancel)
-        })));
-        self.collect(resolver);
+        let cancels = self.collect(resolver);
+        if !d.called() {
+            d.node.set_canceller(Canceller::Instead(Rc::new(move |_| {
+                cancels.iter().for_each(CancelHandle::cancel)
+            })));
+        }
         d
     }
 
-    fn collect(self, resolver: Resolver<ListResult<T>>) {
+    /// Adds the list to each Deferred, which is looked at once: a hundred thousand of them are not in the cache a second time.
+    fn collect(self, resolver: Resolver<ListResult<T>>) -> Vec<CancelHandle> {
         if self.deferreds.is_empty() {
             let empty = if self.one_callback {
                 Err(EmptyList.into())
             } else {
                 Ok(ListResult::All(Vec::new()))
             };
-            return drop(resolver.fire(empty));
+            let _ = resolver.fire(empty);
+            return Vec::new();
         }
         let list = Rc::new(List {
             results: RefCell::new(self.deferreds.iter().map(|_| None).collect()),
@@ -98,10 +100,12 @@ impl<T: 'static> DeferredList<T> {
             one_callback: self.one_callback,
             one_errback: self.one_errback,
         });
-        for (index, d) in self.deferreds.into_iter().enumerate() {
-            let list = list.clone();
+        let add = |(index, d): (usize, Deferred<T>)| {
+            let (cancel, list) = (d.cancel_handle(), list.clone());
             d.add_both(move |result| list.add(index, result));
-        }
+            cancel
+        };
+        self.deferreds.into_iter().enumerate().map(add).collect()
     }
 
     /// The Deferred that waits for all of them, when none of the flags is set.
