@@ -109,12 +109,12 @@ pub use errback_reactor::{
 
 #[doc(inline)]
 pub use errback_deferred::{
-    AlreadyCalledError, AlreadyRunning, CancelHandle, CancelledError, Clock, CooperativeTask,
-    Cooperator, Deferred, DeferredList, DeferredLock, DeferredQueue, DeferredSemaphore,
-    DelayedCall, DelayedCalls, EmptyList, EnteredLoop, ErrorTypes, Failure, FailureGroup,
-    FiringEnd, FirstError, GatherTuple, IntoOutcome, ListResult, LoopGone, LoopingCall,
-    NoEventLoop, NotActive, NotHeld, NotPaused, ObservableDeferred, ObserverGuard, Outcome,
-    PanicError, Pause, Permit, Phase, QueueOverflow, QueueUnderflow, ReactorCore,
+    AlreadyCalledError, AlreadyRunning, BusyPoll, CancelHandle, CancelledError, Clock,
+    CooperativeTask, Cooperator, Deferred, DeferredList, DeferredLock, DeferredQueue,
+    DeferredSemaphore, DelayedCall, DelayedCalls, EmptyList, EnteredLoop, ErrorTypes, Failure,
+    FailureGroup, FiringEnd, FirstError, GatherTuple, IntoOutcome, ListResult, LoopGone,
+    LoopingCall, NoEventLoop, NotActive, NotHeld, NotPaused, ObservableDeferred, ObserverGuard,
+    Outcome, PanicError, Pause, Permit, Phase, QueueOverflow, QueueUnderflow, ReactorCore,
     ReactorFromThreads, ReactorTime, RemoteResolver, RemoteResolverDropped, Resolver,
     ResolverDropped, ResultTaken, ReturnedItself, SendFuture, SharedResolver, State, SystemEvent,
     TaskFinished, TimeoutError, TriggerId, Unhandled, bail, contain, current_loop, debugging,

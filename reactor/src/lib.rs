@@ -37,6 +37,7 @@ mod reactor;
 mod alarm;
 mod call_list;
 mod sources;
+mod spin;
 mod thread_calls;
 mod timers;
 mod triggers;

@@ -6,14 +6,15 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::hint;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use errback_deferred::{
-    Deferred, DelayedCall, IntoOutcome, Phase, ReactorCore, ReactorFromThreads, ReactorTime,
-    SystemEvent, TriggerId, enter_loop, log_err, maybe_deferred,
+    BusyPoll, Deferred, DelayedCall, IntoOutcome, Phase, ReactorCore, ReactorFromThreads,
+    ReactorTime, SystemEvent, TriggerId, enter_loop, log_err, maybe_deferred,
 };
 use mio::event::{Event, Source};
 use mio::{Events, Interest, Poll, Waker};
@@ -23,6 +24,7 @@ use crate::reports::contained;
 use crate::services::Services;
 use crate::signals::SignalHandlers;
 use crate::sources::{ALARM, Registered, Registration, Sources, WAKE};
+use crate::spin::{BusyPolls, DEFAULT_SPIN, SOURCES_EVERY, Spin};
 use crate::thread_calls::{HangUp, ReactorHandle, ThreadCalls};
 use crate::threads::{ThreadPoolError, ThreadResult, Threads};
 use crate::timers::Timers;
@@ -56,6 +58,9 @@ struct Core {
     calls: Arc<ThreadCalls>,
     hang_up: Cell<Option<HangUp>>,
     sources: Rc<Sources>,
+    busy_polls: BusyPolls,
+    /// Whether the busy polls are ever asked.
+    spins: bool,
     triggers: Triggers,
     /// How many Deferreds of shutdown triggers have not fired yet.
     awaited: Rc<Cell<usize>>,
@@ -87,6 +92,7 @@ enum State {
 struct Poller {
     poll: Poll,
     alarm: Alarm,
+    spin: Spin,
     events: Events,
 }
 
@@ -185,6 +191,7 @@ impl Reactor {
     /// 2. the timers that are due now, in order of time and then of `call_later`;
     /// 3. the shutdown, if it was asked for or is waiting for something;
     /// 4. one poll, which sleeps until there is a reason for another turn, and the callbacks of the sources it finds ready.
+    ///    Before it sleeps it may look for a while ([`Builder::spin`]), and asks the [busy polls](BusyPoll) too.
     ///
     /// What a step brings about for a step before it, or for itself, comes in the next turn: nobody can keep the others
     /// waiting for ever.
@@ -636,21 +643,72 @@ impl Reactor {
 impl Poller {
     /// Sleeps until a source is ready, a thread calls or a timer is due, and runs the callbacks of the sources.
     fn poll(&mut self, core: &Core) -> io::Result<()> {
-        core.sources.settle();
+        if core.is_busy() || (self.spin.is_worth_it() && self.spin(core)?) {
+            return self.look(core).map(drop);
+        }
+        core.busy_polls.before_sleep();
+        self.sleep(core)
+    }
+
+    /// Looks for a while; whether there is something to do. A timer ends it and is no reason for it: its time is known.
+    fn spin(&mut self, core: &Core) -> io::Result<bool> {
+        let began = Instant::now();
+        let mut time = Duration::ZERO;
+        let mut look_again = time;
+        while time <= self.spin.limit() && !core.timers.is_due() {
+            let mut found = core.calls.is_waiting() || core.busy_polls.poll();
+            if !found && time >= look_again {
+                look_again = time + SOURCES_EVERY;
+                found = self.look(core)?;
+            }
+            if found {
+                self.spin.found();
+                return Ok(true);
+            }
+            hint::spin_loop();
+            time = began.elapsed();
+        }
+        self.spin.found_nothing(time);
+        Ok(false)
+    }
+
+    /// Serves the sources that are ready now; whether there were any.
+    fn look(&mut self, core: &Core) -> io::Result<bool> {
+        let ready = self.fetch(core, Some(Duration::ZERO))?;
+        self.dispatch(core);
+        Ok(ready)
+    }
+
+    fn sleep(&mut self, core: &Core) -> io::Result<()> {
         // A call that comes after this line wakes the poll; one that came before makes it return at once.
         let patience = if core.calls.go_to_sleep() {
-            core.timers.patience()
+            self.alarm.set(core.timers.patience())
         } else {
             Some(Duration::ZERO)
         };
-        let patience = self.alarm.set(patience);
-        let polled = self.poll.poll(&mut self.events, patience);
+        let began = self.spin.is_on().then(Instant::now);
+        let fetched = self.fetch(core, patience);
         core.calls.wake_up();
-        match polled {
-            // A signal handler of somebody's ran. Nothing is known of the sources; the next turn asks again.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            other => other?,
+        fetched?;
+        if let Some(began) = began {
+            let awaited = self.events.iter().any(|event| event.token() != ALARM);
+            self.spin.slept(began.elapsed(), awaited);
         }
+        self.dispatch(core);
+        Ok(())
+    }
+
+    /// Asks which sources are ready, and waits so long for one; whether there is one.
+    fn fetch(&mut self, core: &Core, patience: Option<Duration>) -> io::Result<bool> {
+        core.sources.settle();
+        match self.poll.poll(&mut self.events, patience) {
+            // A signal handler of somebody's ran. Nothing is known of the sources; the next turn asks again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            other => other.map(|()| !self.events.is_empty()),
+        }
+    }
+
+    fn dispatch(&mut self, core: &Core) {
         for event in &self.events {
             match event.token() {
                 WAKE => (),
@@ -658,7 +716,13 @@ impl Poller {
                 _ => core.sources.dispatch(event),
             }
         }
-        Ok(())
+    }
+}
+
+impl Core {
+    /// Whether the next turn has something to do already.
+    fn is_busy(&self) -> bool {
+        self.calls.is_waiting() || self.timers.is_due()
     }
 }
 
@@ -685,6 +749,7 @@ impl Drop for Core {
 pub struct Builder {
     thread_pool_size: Option<usize>,
     install_signal_handlers: bool,
+    spin: Option<Duration>,
 }
 
 impl Builder {
@@ -712,6 +777,23 @@ impl Builder {
         self
     }
 
+    /// How long the loop looks for something to do before it sleeps: 20 microseconds unless told, zero is not at all.
+    ///
+    /// Falling asleep and being woken takes tens of microseconds, so whatever comes sooner is served faster: a call from
+    /// another thread, a source that becomes ready, an answer of a process pool. Where nothing comes soon the looks
+    /// become rare, one in a thousand sleeps, and a reactor at rest uses no CPU. With one core there are none: whoever
+    /// is to answer needs that.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = errback_reactor::Reactor::builder().spin(Duration::ZERO);
+    /// ```
+    pub fn spin(mut self, limit: Duration) -> Builder {
+        self.spin = Some(limit);
+        self
+    }
+
     /// Makes the reactor. It belongs to the thread that calls this.
     ///
     /// # Errors
@@ -727,18 +809,23 @@ impl Builder {
         let poll = Poll::new()?;
         let (calls, hang_up) = ThreadCalls::new(Waker::new(poll.registry(), WAKE)?);
         let alarm = Alarm::new(poll.registry(), ALARM);
+        let spin = Spin::new(self.spin.unwrap_or(DEFAULT_SPIN));
+        let spins = spin.is_on();
         let sources = Sources::new(poll.registry().try_clone()?);
         Ok(Reactor(Rc::new(Core {
             state: Cell::new(State::New),
             poller: Cell::new(Some(Poller {
                 poll,
                 alarm,
+                spin,
                 events: Events::with_capacity(EVENTS),
             })),
             timers: Timers::new(),
             calls,
             hang_up: Cell::new(Some(hang_up)),
             sources,
+            busy_polls: BusyPolls::default(),
+            spins,
             triggers: Triggers::default(),
             awaited: Rc::default(),
             threads: Threads::new(self.thread_pool_size),
@@ -777,6 +864,13 @@ impl ReactorCore for Reactor {
 
     fn remove_system_event_trigger(&self, id: TriggerId) -> bool {
         self.remove_system_event_trigger(id)
+    }
+
+    /// False when this reactor does not [spin](Builder::spin), on one core for instance. `before_sleep` is called all
+    /// the same.
+    fn add_busy_poll(&self, poll: Weak<dyn BusyPoll>) -> bool {
+        self.0.busy_polls.add(poll);
+        self.0.spins
     }
 }
 

@@ -129,6 +129,12 @@ impl Timers {
         }
     }
 
+    /// Whether a call is due now.
+    pub(crate) fn is_due(&self) -> bool {
+        let due = self.settled().next_due();
+        due.is_some_and(|due| due <= self.now())
+    }
+
     /// How long the loop may sleep: `None` is until something else happens.
     pub(crate) fn patience(&self) -> Option<Duration> {
         let due = self.settled().next_due().filter(|due| *due != NEVER)?;
