@@ -348,7 +348,7 @@ impl Foreign {
         Foreign {
             home,
             thread: thread::current().id(),
-            place: park(Box::new(coroutine)),
+            place: park(coroutine),
         }
     }
 }

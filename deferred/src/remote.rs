@@ -14,44 +14,68 @@ use crate::event_loop::ReactorFromThreads;
 use crate::{Deferred, Failure, Resolver};
 
 thread_local! {
-    /// This thread's resolvers whose other end is elsewhere.
-    static PARKED: RefCell<Parked> = const { RefCell::new(Parked { places: Vec::new(), free: Vec::new() }) };
+    /// What this thread keeps for others to refer to: a [`Table`] for each type.
+    static PARKED: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
-struct Parked {
-    places: Vec<Option<Box<dyn Any>>>,
+/// Things of one type by their places, which are used again. (A box for each would be an allocation for each result that
+/// comes from a thread.)
+struct Table<T> {
+    places: Vec<Option<T>>,
     free: Vec<usize>,
 }
 
-pub(crate) fn park(it: Box<dyn Any>) -> usize {
-    PARKED.with_borrow_mut(|parked| match parked.free.pop() {
+impl<T: 'static> Table<T> {
+    /// Runs `with` on this thread's table for `T`. A program has few such types: looking through them is quick.
+    fn with<R>(with: impl FnOnce(&mut Table<T>) -> R) -> Option<R> {
+        // The tables are gone when the thread ends, and what lay in them with them.
+        let result = PARKED.try_with(|tables| {
+            let mut tables = tables.borrow_mut();
+            let known = tables.iter().position(|table| table.is::<Table<T>>());
+            let index = known.unwrap_or_else(|| {
+                tables.push(Box::new(Table::<T> {
+                    places: Vec::new(),
+                    free: Vec::new(),
+                }));
+                tables.len() - 1
+            });
+            with(
+                tables[index]
+                    .downcast_mut()
+                    .expect("it was found by its type"),
+            )
+        });
+        result.ok()
+    }
+}
+
+/// Keeps `it` on this thread. Where it lies may be told to others.
+pub(crate) fn park<T: 'static>(it: T) -> usize {
+    let place = Table::with(|table: &mut Table<T>| match table.free.pop() {
         Some(place) => {
-            parked.places[place] = Some(it);
+            table.places[place] = Some(it);
             place
         }
         None => {
-            parked.places.push(Some(it));
-            parked.places.len() - 1
+            table.places.push(Some(it));
+            table.places.len() - 1
         }
-    })
+    });
+    place.expect("nothing is deferred to others while the thread ends")
 }
 
+/// Takes what lies at `place`.
 pub(crate) fn unpark<T: 'static>(place: usize) -> Option<T> {
-    // The table is gone when the thread ends, and what lay in it with it.
-    let it = PARKED.try_with(|parked| {
-        let mut parked = parked.borrow_mut();
-        parked.free.push(place);
-        parked.places[place].take()
+    let it = Table::with(|table: &mut Table<T>| {
+        table.free.push(place);
+        table.places[place].take()
     });
-    it.ok()
-        .flatten()
-        .and_then(|it| it.downcast().ok())
-        .map(|it| *it)
+    it.flatten()
 }
 
 /// Looks at what lies at `place`.
 pub(crate) fn with_parked<T: 'static, R>(place: usize, look: impl FnOnce(&T) -> R) -> Option<R> {
-    PARKED.with_borrow(|parked| parked.places.get(place)?.as_ref()?.downcast_ref().map(look))
+    Table::with(|table: &mut Table<T>| table.places.get(place)?.as_ref().map(look)).flatten()
 }
 
 /// Fires a Deferred from any thread. It is consumed by firing; dropped unfired, it fails its Deferred.
@@ -84,7 +108,7 @@ impl<T: Send + 'static> RemoteResolver<T> {
     pub fn of(event_loop: Arc<dyn ReactorFromThreads>, resolver: Resolver<T>) -> RemoteResolver<T> {
         RemoteResolver {
             event_loop,
-            place: Some(park(Box::new(resolver))),
+            place: Some(park(resolver)),
             _result: PhantomData,
         }
     }

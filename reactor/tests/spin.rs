@@ -14,17 +14,11 @@ use errback_reactor::mio::Interest;
 use errback_reactor::mio::net::UnixStream;
 use errback_reactor::{Reactor, ReactorHandle};
 
-/// Calls `poll` when asked, and counts the sleeps.
-struct Asked<F> {
-    poll: F,
-    sleeps: Cell<u32>,
-}
+/// A busy poll made of a closure.
+struct Asked<F>(F);
 
 fn asked<F: Fn() -> bool + 'static>(reactor: &Reactor, poll: F) -> (Rc<Asked<F>>, bool) {
-    let asked = Rc::new(Asked {
-        poll,
-        sleeps: Cell::new(0),
-    });
+    let asked = Rc::new(Asked(poll));
     let weak = Rc::downgrade(&asked);
     let spins = reactor.add_busy_poll(weak);
     (asked, spins)
@@ -32,11 +26,42 @@ fn asked<F: Fn() -> bool + 'static>(reactor: &Reactor, poll: F) -> (Rc<Asked<F>>
 
 impl<F: Fn() -> bool> BusyPoll for Asked<F> {
     fn poll(&self) -> bool {
-        (self.poll)()
+        self.0()
+    }
+}
+
+/// Stops the reactor at its hundredth sleep. A sleep would have no end otherwise.
+struct Sleeps {
+    reactor: ReactorHandle,
+    sleeps: Cell<u32>,
+    polls: Cell<u32>,
+}
+
+impl Sleeps {
+    fn of(reactor: &Reactor) -> Rc<Sleeps> {
+        Rc::new(Sleeps {
+            reactor: reactor.handle(),
+            sleeps: Cell::new(0),
+            polls: Cell::new(0),
+        })
+    }
+}
+
+impl BusyPoll for Sleeps {
+    fn poll(&self) -> bool {
+        self.polls.set(self.polls.get() + 1);
+        false
     }
 
     fn before_sleep(&self) {
         self.sleeps.set(self.sleeps.get() + 1);
+        let last = self.sleeps.get() == 100;
+        let call = move |reactor: &Reactor| {
+            if last {
+                reactor.stop().unwrap();
+            }
+        };
+        self.reactor.call_from_thread(call).unwrap();
     }
 }
 
@@ -53,11 +78,11 @@ fn a_busy_poll_is_asked_and_may_do_anything_even_stop_the_reactor() {
 #[test]
 fn a_reactor_that_does_not_spin_says_so_and_tells_before_it_sleeps() {
     let reactor = Reactor::builder().spin(Duration::ZERO).build().unwrap();
-    let (held, spins) = asked(&reactor, || panic!("asked"));
-    assert!(!spins);
-    reactor.call_later(Duration::from_millis(1), stop(&reactor));
+    let sleeps = Sleeps::of(&reactor);
+    let weak = Rc::downgrade(&sleeps);
+    assert!(!reactor.add_busy_poll(weak));
     run(&reactor);
-    assert!(held.sleeps.get() > 0);
+    assert_eq!((sleeps.sleeps.get(), sleeps.polls.get()), (100, 0));
 }
 
 #[test]
@@ -97,28 +122,13 @@ fn one_that_always_finds_something_starves_neither_sources_nor_timers_nor_calls(
 
 #[test]
 fn a_call_that_is_made_just_before_the_sleep_is_not_missed() {
-    struct Caller(ReactorHandle, Cell<u32>);
-    impl BusyPoll for Caller {
-        fn poll(&self) -> bool {
-            false
-        }
-        fn before_sleep(&self) {
-            self.1.set(self.1.get() + 1);
-            let last = self.1.get() == 100;
-            let call = move |reactor: &Reactor| {
-                if last {
-                    reactor.stop().unwrap();
-                }
-            };
-            self.0.call_from_thread(call).unwrap();
-        }
-    }
     let reactor = Reactor::new().unwrap();
-    let caller = Rc::new(Caller(reactor.handle(), Cell::new(0)));
-    let weak = Rc::downgrade(&caller);
-    reactor.add_busy_poll(weak);
+    let sleeps = Sleeps::of(&reactor);
+    let weak = Rc::downgrade(&sleeps);
+    let spins = reactor.add_busy_poll(weak);
     run(&reactor);
-    assert_eq!(caller.1.get(), 100);
+    assert_eq!(sleeps.sleeps.get(), 100);
+    assert_eq!(sleeps.polls.get() > 0, spins);
 }
 
 #[test]
