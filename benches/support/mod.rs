@@ -23,7 +23,8 @@ const ONE_RUN: Duration = Duration::from_secs(30 * 60);
 pub(crate) fn criterion() -> Criterion {
     let criterion = Criterion::default()
         .plotting_backend(PlottingBackend::Plotters)
-        .sample_size(30);
+        .sample_size(30)
+        .nresamples(10_000); // a hundred thousand take longer than what they are made of
     let criterion = match is_given("--quick") {
         true => timed(criterion, 100, 400).without_plots(),
         false => timed(criterion, 500, 1500),
