@@ -100,7 +100,7 @@ pub(crate) async fn deferred(reactor: &Reactor, pool: &Pool, many: i64) -> Resul
 }
 
 /// The same with `apply_async` and `get`.
-fn got(pool: &Pool, many: i64) -> Result<f64, Failure> {
+pub(crate) fn got(pool: &Pool, many: i64) -> Result<f64, Failure> {
     let start = Instant::now();
     let results: Vec<_> = (0..many).map(|i| pool.apply_async(add, (i, 1))).collect();
     for (i, result) in (1..).zip(results) {

@@ -6,6 +6,7 @@
 //! target/peers/examples/beside_peers --part D                       # the figures of all process pool benches
 //! target/peers/examples/beside_peers --part burst --no-batching
 //! ```
+//! target/peers/examples/beside_peers --part growth --plots DIR      # how cost grows with work, drawn
 //!
 //! With `--part` it prints a JSON line for each figure, for a program that runs it in turns with its peers:
 //! `{"bench":"D","impl":"errback","metric":"job1_p50_us","value":12.5,"unit":"us"}`. Several parts run one after another,
@@ -17,6 +18,7 @@
 mod allocations;
 mod calls;
 mod deferreds;
+mod growth;
 mod jobs;
 mod kills;
 mod machine;
@@ -24,6 +26,7 @@ mod map;
 mod options;
 mod overview;
 mod payloads;
+mod plot;
 mod queue;
 mod report;
 mod start;
@@ -60,6 +63,11 @@ const PARTS: &[Part] = &[
     ("D", "memory_get", queue::memory_get),
     ("D", "kill_busy", kills::busy),
     ("D", "kill_idle", kills::idle),
+    ("growth", "growth_jobs", growth::of_jobs),
+    ("growth", "growth_payload", growth::of_payload),
+    ("growth", "growth_workers", growth::of_workers),
+    ("growth", "growth_timers", growth::of_timers),
+    ("growth", "growth_chains", growth::of_chains),
 ];
 
 fn main() -> ExitCode {

@@ -11,11 +11,14 @@ beside_peers [--part NAME,…] [options]       (no part: a table of the most imp
   --part NAME     a part, several, or a whole bench by its letter:
                     A: chain million gather      B: timers      C: rtt calls pool
                     D: latency burst scale map payload start memory memory_get kill_busy kill_idle
+                  or tables for people, of cost by amount of work:
+                    growth: growth_jobs growth_payload growth_workers growth_timers growth_chains
   --name NAME     what the figures are listed under (default: errback), to tell two builds apart
   --no-batching   the pool sends each job by itself
   --one-core      everything on core 0, workers included; the figures' name gets the ending _samecore
   --quick         fewer rounds, and nothing that takes long
-  --max BYTES     the largest payload (default: 512 MiB)";
+  --max BYTES     the largest payload (default: 512 MiB)
+  --plots DIR     where growth is drawn, as SVG";
 
 /// How many workers the pools have, as those of the peers.
 pub(crate) const WORKERS: usize = 2;
@@ -28,6 +31,7 @@ pub(crate) struct Options {
     pub(crate) one_core: bool,
     pub(crate) quick: bool,
     pub(crate) max: usize,
+    pub(crate) plots: Option<String>,
 }
 
 impl Options {
@@ -42,6 +46,7 @@ impl Options {
             one_core: false,
             quick: false,
             max: 1 << 29,
+            plots: None,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(USAGE);
@@ -52,6 +57,7 @@ impl Options {
                 "--one-core" => options.one_core = true,
                 "--quick" => options.quick = true,
                 "--max" => options.max = value()?.parse().map_err(|_| USAGE)?,
+                "--plots" => options.plots = Some(value()?),
                 _ => return Err(USAGE),
             }
         }
@@ -73,8 +79,12 @@ impl Options {
     /// The arguments that say the same, but for the parts.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec!["--max".to_owned(), self.max.to_string()];
-        if let Some(name) = &self.name {
-            arguments.extend(["--name".to_owned(), name.clone()]);
+        for (option, value) in [("--name", &self.name), ("--plots", &self.plots)] {
+            arguments.extend(
+                value
+                    .iter()
+                    .flat_map(|value| [option.to_owned(), value.clone()]),
+            );
         }
         let switches = [
             (!self.batching, "--no-batching"),
@@ -123,6 +133,14 @@ impl Options {
     pub(crate) fn count(&self, full: usize) -> usize {
         match self.quick {
             true => full / 10,
+            false => full,
+        }
+    }
+
+    /// How far to go where it is `full` for figures that count.
+    pub(crate) fn largest(&self, full: usize) -> usize {
+        match self.quick {
+            true => full / 100,
             false => full,
         }
     }

@@ -48,7 +48,7 @@ pub(crate) fn payload(options: &Options) -> Done {
     })
 }
 
-fn sample(size: usize) -> Vec<u8> {
+pub(crate) fn sample(size: usize) -> Vec<u8> {
     (0..size).map(|i| ((i * 31) >> 3) as u8).collect()
 }
 
