@@ -557,24 +557,44 @@ impl Inner {
         unsafe {
             let (read, write, capacity) = ((*head).read, (*head).write, (*head).capacity);
             let used = write - read;
-            // Half of it free at the front: moving down costs no more than the entries that ran meanwhile did.
-            if read >= capacity / 2 && capacity - used >= words {
-                let from = words_of(block).add(read as usize);
-                ptr::copy(from, words_of(block), used as usize);
+            if read > 0 {
+                ptr::copy(
+                    words_of(block).add(read as usize),
+                    words_of(block),
+                    used as usize,
+                );
                 (*head).read = 0;
                 (*head).write = used;
+            }
+            // Moving down cost no more than the entries that ran meanwhile did.
+            if used <= read && capacity - used >= words {
                 return block;
             }
             let wanted = used
                 .checked_add(words)
                 .expect("a chain of fewer than 2^32 words");
-            let larger = allocate(capacity.saturating_mul(2).max(wanted));
-            let from = words_of(block).add(read as usize);
-            ptr::copy_nonoverlapping(from, claim(larger, used), used as usize);
-            free(block);
+            let larger = enlarge(block, capacity.saturating_mul(2).max(wanted));
             self.set_block(larger);
             larger
         }
+    }
+}
+
+/// The block with more capacity. The allocator can move a large one by its page table, without touching its pages.
+///
+/// # Safety
+/// The block is live, and smaller; it is used only as what is returned from now on.
+unsafe fn enlarge(block: NonNull<BlockHead>, capacity: u32) -> NonNull<BlockHead> {
+    let after = layout(capacity);
+    // SAFETY: it was allocated with the layout of its capacity; bytes are moved, which is what moving entries is.
+    unsafe {
+        let before = layout((*block.as_ptr()).capacity);
+        let moved = alloc::realloc(block.as_ptr().cast(), before, after.size());
+        let Some(larger) = NonNull::new(moved.cast::<BlockHead>()) else {
+            alloc::handle_alloc_error(after)
+        };
+        (*larger.as_ptr()).capacity = capacity;
+        larger
     }
 }
 
@@ -1121,6 +1141,29 @@ mod tests {
         let capacity = unsafe { (*(*queue.inner.get()).block().unwrap().as_ptr()).capacity };
         assert_eq!(capacity, FIRST_BLOCK);
         assert_eq!(*log.borrow(), (0..9_997).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_block_that_is_empty_is_filled_again() {
+        let queue = Queue::new();
+        let log: Rc<RefCell<Vec<i64>>> = Rc::default();
+        let add = |i: i64| {
+            queue.push(Add(move |log: &Rc<RefCell<Vec<i64>>>| {
+                log.borrow_mut().push(i)
+            }))
+        };
+        for i in 0..30 {
+            (0..2).for_each(|k| add(2 * i + k));
+            while queue.run_next(&log).is_some() {}
+        }
+        // SAFETY: nothing else looks at the queue.
+        let capacity = unsafe { (*(*queue.inner.get()).block().unwrap().as_ptr()).capacity };
+        assert_eq!(capacity, FIRST_BLOCK);
+        (60..200).for_each(add);
+        drain(&queue)
+            .into_iter()
+            .for_each(|i| log.borrow_mut().push(i));
+        assert_eq!(*log.borrow(), (0..200).collect::<Vec<_>>());
     }
 
     #[test]
