@@ -98,7 +98,7 @@ pub(crate) fn of_workers(options: &Options) -> Done {
     Plot {
         file: "workers",
         title: "Time by number of workers",
-        across: ("workers", Unit::Count),
+        across: ("workers", Unit::Few),
         up: ("time", Unit::Seconds),
         curves: vec![start, burst],
     }
@@ -165,13 +165,12 @@ pub(crate) fn of_chains(options: &Options) -> Done {
     .show(options)
 }
 
-/// From the first to the last, about `points` in each step of ten (or each size so many times the one before).
+/// From the first to the last, each `factor` times the one before; where that is ten, also thrice as many.
 fn sizes(first: usize, last: usize, factor: usize) -> Vec<usize> {
     let mut sizes = Vec::new();
     let mut size = first;
     while size < last {
         sizes.push(size);
-        // Thrice and ten times rather than in one step of ten.
         if factor == 10 && size * 3 < last {
             sizes.push(size * 3);
         }

@@ -23,15 +23,26 @@ const GREY: RGBColor = RGBColor(0x88, 0x88, 0x88);
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
     Count,
+    /// Not so many that it makes sense to go up by ten.
+    Few,
     Bytes,
     Seconds,
 }
 
 impl Unit {
+    /// What an axis goes up by: at such steps the figures on it are round.
+    fn base(self) -> f64 {
+        match self {
+            Unit::Count | Unit::Seconds => 10.0,
+            Unit::Few => 2.0,
+            Unit::Bytes => 16.0,
+        }
+    }
+
     /// In the largest unit in which it is one or more.
     fn show(self, figure: f64) -> String {
         let scales: &[(f64, &str)] = match self {
-            Unit::Count => &[(1e6, " million"), (1e3, ",000"), (1.0, "")],
+            Unit::Count | Unit::Few => &[(1e6, " million"), (1e3, ",000"), (1.0, "")],
             Unit::Bytes => &[
                 (1_073_741_824.0, " GiB"),
                 (1_048_576.0, " MiB"),
@@ -119,10 +130,14 @@ impl Plot {
         let ((left, right), (bottom, top)) = self.bounds();
         let mut chart = ChartBuilder::on(area)
             .margin(16)
+            .margin_right(44)
             .caption(self.title, ("sans-serif", 22))
             .x_label_area_size(52)
             .y_label_area_size(84)
-            .build_cartesian_2d((left..right).log_scale(), (bottom..top).log_scale())?;
+            .build_cartesian_2d(
+                (left..right).log_scale().base(self.across.1.base()),
+                (bottom..top).log_scale(),
+            )?;
         chart
             .configure_mesh()
             .x_desc(self.across.0)
@@ -173,11 +188,12 @@ impl Plot {
             .to_vec()
     }
 
-    /// The least and the greatest of either axis.
+    /// The least and the greatest of either axis. At the top is room for the legend.
     fn bounds(&self) -> ((f64, f64), (f64, f64)) {
         let points = || self.curves.iter().flat_map(|curve| &curve.points);
         let (across, up) = (bounds(points().map(|p| p.0)), bounds(points().map(|p| p.1)));
-        (across, (up.0 / 1.5, up.1 * 1.5))
+        let room = (up.1 / up.0).powf(0.35).max(2.0);
+        (across, (up.0 / 1.5, up.1 * room))
     }
 }
 
