@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use errback::{Failure, Pool, Reactor, defer_to_process_pool, gather_results};
+use errback::{Failure, Pool, Reactor, Task, defer_to_process_pool, gather_results};
 
 use crate::options::{Options, WORKERS};
 use crate::report::median;
@@ -18,7 +18,7 @@ pub(crate) fn latency(options: &Options) -> Done {
     let row = options.row("D", "");
     let pool_of_reactor = pool.clone();
     on_a_reactor(move |reactor| async move {
-        let mut times = one_at_a_time(&reactor, &pool_of_reactor, count).await?;
+        let mut times = one_at_a_time(&reactor, &pool_of_reactor, add, count).await?;
         row.say_percentiles("job1", &mut times);
         Ok(())
     })?;
@@ -27,15 +27,16 @@ pub(crate) fn latency(options: &Options) -> Done {
     Ok(())
 }
 
-async fn one_at_a_time(
+pub(crate) async fn one_at_a_time(
     reactor: &Reactor,
     pool: &Pool,
+    task: impl Task<Args = (i64, i64), Output = i64> + Copy,
     count: i64,
 ) -> Result<Vec<Duration>, Failure> {
     let mut times = Vec::new();
     for i in -count / 10..count {
         let start = Instant::now();
-        let sum = defer_to_process_pool(reactor, pool, add, (i, 1)).await?;
+        let sum = defer_to_process_pool(reactor, pool, task, (i, 1)).await?;
         let took = start.elapsed();
         assert_eq!(sum, i + 1);
         times.extend((i >= 0).then_some(took));

@@ -5,8 +5,8 @@
 //! cargo build --profile peers --example beside_peers                # optimised as its peers are
 //! target/peers/examples/beside_peers --part D                       # the figures of all process pool benches
 //! target/peers/examples/beside_peers --part burst --no-batching
-//! ```
 //! target/peers/examples/beside_peers --part growth --plots DIR      # how cost grows with work, drawn
+//! ```
 //!
 //! With `--part` it prints a JSON line for each figure, for a program that runs it in turns with its peers:
 //! `{"bench":"D","impl":"errback","metric":"job1_p50_us","value":12.5,"unit":"us"}`. Several parts run one after another,
@@ -19,6 +19,8 @@ mod allocations;
 mod calls;
 mod deferreds;
 mod growth;
+#[path = "../gil/interpreter.rs"]
+mod interpreter;
 mod jobs;
 mod kills;
 mod machine;
@@ -27,6 +29,7 @@ mod options;
 mod overview;
 mod payloads;
 mod plot;
+mod python;
 mod queue;
 mod report;
 mod start;
@@ -58,6 +61,7 @@ const PARTS: &[Part] = &[
     ("D", "scale", jobs::scale),
     ("D", "map", map::map),
     ("D", "payload", payloads::payload),
+    ("D", "python", python::python_jobs),
     ("D", "start", start::start),
     ("D", "memory", queue::memory),
     ("D", "memory_get", queue::memory_get),

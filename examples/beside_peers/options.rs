@@ -10,7 +10,7 @@ beside_peers [--part NAME,…] [options]       (no part: a table of the most imp
 
   --part NAME     a part, several, or a whole bench by its letter:
                     A: chain million gather      B: timers      C: rtt calls pool
-                    D: latency burst scale map payload start memory memory_get kill_busy kill_idle
+                    D: latency burst scale map payload python start memory memory_get kill_busy kill_idle
                   or tables for people, of cost by amount of work:
                     growth: growth_jobs growth_payload growth_workers growth_timers growth_chains
   --name NAME     what the figures are listed under (default: errback), to tell two builds apart

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use errback::{Failure, Pool, Reactor, Task, defer_to_process_pool};
+use errback::{Buffer, Failure, Pool, Reactor, Task, defer_to_process_pool};
 
 use crate::options::Options;
 use crate::report::{Row, microseconds, percentile};
-use crate::tasks::{Bytes, echo, echo_list, warm_pool};
+use crate::tasks::{Bytes, echo, echo_buffer, echo_list, warm_pool};
 use crate::{Done, on_a_reactor};
 
 const SIZES: [(&str, usize); 5] = [
@@ -23,6 +23,7 @@ const LARGEST_LIST: usize = 1 << 20;
 pub(crate) fn payload(options: &Options) -> Done {
     let (pool, _) = warm_pool(options)?;
     let bytes = options.row("D", "");
+    let buffers = options.row("D", "_Buffer");
     let list = options.row("D", "_plain_Vec_u8");
     let largest = match options.quick {
         true => options.max.min(1 << 26),
@@ -33,6 +34,9 @@ pub(crate) fn payload(options: &Options) -> Done {
         for (tag, size) in SIZES.into_iter().filter(|(_, size)| *size <= largest) {
             // Another way for bytes to travel is one more line here.
             let data = || Bytes(sample(size));
+            let buffer = || Buffer::from(sample(size));
+            let times = echoes(&reactor, &pool, echo_buffer, buffer, patience).await?;
+            report(&buffers, tag, size, &times);
             report(
                 &bytes,
                 tag,
@@ -89,7 +93,7 @@ fn rounds_for(first: Duration, patience: Duration) -> usize {
 }
 
 /// The size over the median round trip, in which the bytes cross twice.
-fn report(row: &Row, tag: &str, size: usize, times: &[Duration]) {
+pub(crate) fn report(row: &Row, tag: &str, size: usize, times: &[Duration]) {
     let median = microseconds(percentile(times, 0.5));
     row.say(&format!("echo_{tag}_us"), median, "us");
     let rate = size as f64 / median / 1e3;

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Duration;
 
-use errback::{Failure, Pool};
+use errback::{Buffer, Failure, Pool};
 use serde::de::{Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
@@ -29,6 +29,11 @@ pub(crate) fn increment_all(numbers: Vec<i64>) -> Vec<i64> {
 
 #[errback::task]
 pub(crate) fn echo(bytes: Bytes) -> Bytes {
+    bytes
+}
+
+#[errback::task]
+pub(crate) fn echo_buffer(bytes: Buffer) -> Buffer {
     bytes
 }
 
