@@ -119,16 +119,25 @@ impl<T: Send + 'static> RemoteResolver<T> {
         self.send(result);
     }
 
+    /// The call that fires the Deferred, to be made on the loop's own thread: for loops that have a shorter way there
+    /// than a boxed closure. Dropped instead of called, the result is lost as if the loop were gone.
+    pub fn into_call(mut self, result: Result<T, Failure>) -> impl FnOnce() + Send + use<T> {
+        let place = self.place.take().expect("only firing takes it");
+        move || fire_parked(place, result)
+    }
+
     fn send(&mut self, result: Result<T, Failure>) {
         let Some(place) = self.place.take() else {
             return;
         };
-        let call = Box::new(move || {
-            if let Some(resolver) = unpark::<Resolver<T>>(place) {
-                let _ = resolver.fire(result); // a canceller was faster
-            }
-        });
+        let call = Box::new(move || fire_parked(place, result));
         let _ = self.event_loop.call_from_thread(call); // gone: see the type's documentation
+    }
+}
+
+fn fire_parked<T: 'static>(place: usize, result: Result<T, Failure>) {
+    if let Some(resolver) = unpark::<Resolver<T>>(place) {
+        let _ = resolver.fire(result); // a canceller was faster
     }
 }
 

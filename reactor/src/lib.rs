@@ -43,6 +43,7 @@ mod timers;
 mod triggers;
 
 // What is there when asked for.
+mod jobs;
 mod services;
 mod signals;
 mod threads;

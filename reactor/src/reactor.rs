@@ -519,8 +519,8 @@ impl Reactor {
     /// ([`suggest_thread_pool_size`](Self::suggest_thread_pool_size)). What is queued when the reactor shuts down is still
     /// done, and `run` returns after it.
     ///
-    /// Cancelling fails the Deferred with `CancelledError` at once. If `f` was still queued, it will not run; if it runs,
-    /// it runs to its end and its result is dropped.
+    /// Cancelling fails the Deferred with `CancelledError` at once. If `f` was still queued, it is dropped then and there;
+    /// if it runs, it runs to its end and its result is dropped.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -778,6 +778,7 @@ impl Builder {
     }
 
     /// How long the loop looks for something to do before it sleeps: 20 microseconds unless told, zero is not at all.
+    /// The threads of the pool do the same, one at a time.
     ///
     /// Falling asleep and being woken takes tens of microseconds, so whatever comes sooner is served faster: a call from
     /// another thread, a source that becomes ready, an answer of a process pool. Where nothing comes soon the looks
@@ -809,7 +810,8 @@ impl Builder {
         let poll = Poll::new()?;
         let (calls, hang_up) = ThreadCalls::new(Waker::new(poll.registry(), WAKE)?);
         let alarm = Alarm::new(poll.registry(), ALARM);
-        let spin = Spin::new(self.spin.unwrap_or(DEFAULT_SPIN));
+        let spin_limit = self.spin.unwrap_or(DEFAULT_SPIN);
+        let spin = Spin::new(spin_limit);
         let spins = spin.is_on();
         let sources = Sources::new(poll.registry().try_clone()?);
         Ok(Reactor(Rc::new(Core {
@@ -828,7 +830,7 @@ impl Builder {
             spins,
             triggers: Triggers::default(),
             awaited: Rc::default(),
-            threads: Threads::new(self.thread_pool_size),
+            threads: Threads::new(self.thread_pool_size, spin_limit),
             wants_signals: self.install_signal_handlers,
             exit_signal: Cell::new(None),
             services: Services::default(),

@@ -1,8 +1,8 @@
 //! The thread pool: blocking functions run beside the loop, and their results come back as Deferreds.
 //!
 //! It is made by the first call that needs it, and it starts a thread only when there are more unfinished jobs than
-//! threads. Threads take jobs from one channel; a job never touches a Deferred, it fires a [`RemoteResolver`]. At the
-//! reactor's shutdown the channel closes: what is queued is still done, each thread says farewell when it leaves, and
+//! threads. Threads take jobs from one queue (`jobs.rs`); a job never touches a Deferred, it fires a [`RemoteResolver`].
+//! At the reactor's shutdown the queue closes: what is in it is still done, each thread says farewell when it leaves, and
 //! the loop turns until the last one has.
 
 use std::cell::{Cell, RefCell};
@@ -10,17 +10,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use errback_deferred::{Deferred, Failure, PanicError, RemoteResolver, contain, fail, log_err};
 
 use crate::ReactorHandle;
-
-/// What a thread is to do. The counter goes down as soon as the function has returned and before its result is known to
-/// anybody: who waits for the result and then sends the next job must find this thread counted as free.
-type Job = Box<dyn FnOnce(&AtomicUsize) + Send>;
+use crate::jobs::{Job, Jobs};
 
 /// As in Twisted.
 const DEFAULT_SIZE: usize = 10;
@@ -28,24 +24,23 @@ const DEFAULT_SIZE: usize = 10;
 /// The thread pool of one reactor, made or not.
 pub(crate) struct Threads {
     size: Cell<usize>,
+    /// How long a thread looks for jobs before it sleeps.
+    spin: Duration,
     closed: Cell<bool>,
     pool: RefCell<Option<Pool>>,
 }
 
 struct Pool {
-    /// `None` once closed. Without a bound: a full channel would block the reactor's thread.
-    jobs: Option<Sender<Job>>,
-    queue: Receiver<Job>,
-    /// How many jobs are queued or running.
-    unfinished: Arc<AtomicUsize>,
+    jobs: Arc<Jobs>,
     threads: HashMap<usize, JoinHandle<()>>,
     started: usize,
 }
 
 impl Threads {
-    pub(crate) fn new(size: Option<usize>) -> Threads {
+    pub(crate) fn new(size: Option<usize>, spin: Duration) -> Threads {
         let threads = Threads {
             size: Cell::new(DEFAULT_SIZE),
+            spin,
             closed: Cell::new(false),
             pool: RefCell::new(None),
         };
@@ -62,13 +57,12 @@ impl Threads {
         reactor: &ReactorHandle,
         f: impl FnOnce() + Send + 'static,
     ) -> Result<(), ThreadPoolError> {
-        self.make_room(reactor)?;
-        let handle = reactor.clone();
-        self.submit(move |unfinished| {
+        let jobs = self.make_room(reactor)?;
+        jobs.add(Box::new(|worker| {
             let result = contain(f);
-            unfinished.fetch_sub(1, Ordering::Relaxed);
-            result.unwrap_or_else(|panic| report(&handle, panic));
-        });
+            worker.is_free();
+            result.unwrap_or_else(|panic| report(worker.reactor(), panic));
+        }));
         Ok(())
     }
 
@@ -78,60 +72,47 @@ impl Threads {
         reactor: &ReactorHandle,
         f: impl FnOnce() -> R + Send + 'static,
     ) -> Deferred<R::Value> {
-        if let Err(error) = self.make_room(reactor) {
-            return fail(error);
-        }
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let cancel = cancelled.clone();
-        let (resolver, deferred) = Deferred::with_canceller(move || {
-            cancel.store(true, Ordering::Relaxed);
-            None // CancelledError, at once; what a running function returns is dropped
-        });
-        let remote = RemoteResolver::of(reactor.0.clone(), resolver);
-        self.submit(move |unfinished| {
-            if cancelled.load(Ordering::Relaxed) {
-                unfinished.fetch_sub(1, Ordering::Relaxed);
-                return; // its Deferred has fired already
-            }
+        let jobs = match self.make_room(reactor) {
+            Ok(jobs) => jobs,
+            Err(error) => return fail(error),
+        };
+        let (remote, deferred) = RemoteResolver::new(reactor.0.clone());
+        let job: Job = Box::new(|worker| {
             let result = contain(|| f().into_result()).unwrap_or_else(|panic| Err(panic.into()));
-            unfinished.fetch_sub(1, Ordering::Relaxed);
-            remote.fire(result);
+            worker.is_free();
+            let fire = remote.into_call(result);
+            let _ = worker.reactor().call_from_thread(|_| fire()); // gone: see `RemoteResolver`
+        });
+        let number = jobs.add(job);
+        deferred.set_canceller(move || {
+            drop(jobs.take_back(number)); // one that runs goes on, and its result is dropped
+            None // CancelledError, at once
         });
         deferred
     }
 
-    /// Sees to it that a job which is sent now will be done: the pool is open and has a thread.
-    fn make_room(&self, reactor: &ReactorHandle) -> Result<(), ThreadPoolError> {
+    /// Sees to it that a job which is queued now will be done: the pool is open and has a thread.
+    fn make_room(&self, reactor: &ReactorHandle) -> Result<Arc<Jobs>, ThreadPoolError> {
         if self.closed.get() {
             return Err(ThreadPoolError::Closed);
         }
         let mut pool = self.pool.borrow_mut();
         let pool = pool.get_or_insert_with(Pool::new);
-        let all_busy = pool.unfinished.load(Ordering::Relaxed) >= pool.threads.len();
-        if all_busy && pool.threads.len() < self.size.get() {
-            match pool.start_thread(reactor) {
+        let may_start = pool.threads.len() < self.size.get();
+        if may_start && pool.jobs.unfinished() >= pool.threads.len() {
+            match pool.start_thread(reactor, self.spin) {
                 Err(error) if pool.threads.is_empty() => return Err(ThreadPoolError::Start(error)),
                 _ => (), // started, or one of the others will come to it
             }
         }
-        Ok(())
-    }
-
-    /// Sends a job. To be called right after `make_room`.
-    fn submit(&self, job: impl FnOnce(&AtomicUsize) + Send + 'static) {
-        let pool = self.pool.borrow();
-        let pool = pool.as_ref().expect("`make_room` has made it");
-        pool.unfinished.fetch_add(1, Ordering::Relaxed);
-        let jobs = pool.jobs.as_ref().expect("`make_room` has found it open");
-        jobs.send(Box::new(job))
-            .expect("the pool itself holds a receiver");
+        Ok(pool.jobs.clone())
     }
 
     /// Takes no more jobs. The threads do what is queued, and leave.
     pub(crate) fn close(&self) {
         self.closed.set(true);
-        if let Some(pool) = &mut *self.pool.borrow_mut() {
-            pool.jobs = None;
+        if let Some(pool) = &*self.pool.borrow() {
+            pool.jobs.close();
         }
     }
 
@@ -159,18 +140,15 @@ impl Threads {
 
 impl Pool {
     fn new() -> Pool {
-        let (jobs, queue) = unbounded();
         Pool {
-            jobs: Some(jobs),
-            queue,
-            unfinished: Arc::default(),
+            jobs: Arc::default(),
             threads: HashMap::new(),
             started: 0,
         }
     }
 
-    fn start_thread(&mut self, reactor: &ReactorHandle) -> io::Result<()> {
-        let (queue, unfinished) = (self.queue.clone(), self.unfinished.clone());
+    fn start_thread(&mut self, reactor: &ReactorHandle, spin: Duration) -> io::Result<()> {
+        let jobs = self.jobs.clone();
         let number = self.started + 1;
         let farewell = Farewell {
             reactor: reactor.clone(),
@@ -178,10 +156,7 @@ impl Pool {
         };
         let thread = thread::Builder::new()
             .name(format!("reactor-pool-{number}"))
-            .spawn(move || {
-                let _farewell = farewell;
-                queue.into_iter().for_each(|job| job(&unfinished));
-            })?;
+            .spawn(move || jobs.work(&farewell.reactor, spin))?;
         self.threads.insert(number, thread);
         self.started = number;
         Ok(())

@@ -211,6 +211,101 @@ fn cancelling_takes_a_queued_function_back_and_drops_the_result_of_a_running_one
 }
 
 #[test]
+fn a_queued_function_is_dropped_when_it_is_cancelled_and_the_others_keep_their_order() {
+    let reactor = Reactor::builder().thread_pool_size(1).build().unwrap();
+    let (began, has_begun) = mpsc::channel();
+    let (open, gate) = mpsc::channel::<()>();
+    let first = reactor.defer_to_thread(move || {
+        began.send(()).unwrap();
+        let _ = gate.recv();
+    });
+    let log = Log::default();
+    let owned = Arc::new(());
+    let jobs: Vec<_> = (0..10)
+        .map(|n| {
+            let (owned, noted) = (owned.clone(), log.clone());
+            let job = reactor.defer_to_thread(move || {
+                drop(owned);
+                Ok(n)
+            });
+            let cancel = job.cancel_handle();
+            drop(job.add_both(move |result| match result {
+                Ok(n) => noted.add(n),
+                Err(failure) => assert!(failure.is::<CancelledError>()),
+            }));
+            cancel
+        })
+        .collect();
+    let end = stop(&reactor);
+    reactor.call_when_running(move || {
+        has_begun.recv_timeout(common::DEADLINE).unwrap();
+        let queued = Arc::strong_count(&owned);
+        for n in [0, 3, 4, 9] {
+            jobs[n].cancel();
+            jobs[n].cancel();
+        }
+        assert_eq!(queued - Arc::strong_count(&owned), 4);
+        drop(open);
+        end();
+    });
+    run(&reactor);
+    drop(first);
+    log.assert(&["1", "2", "5", "6", "7", "8"]);
+}
+
+#[test]
+fn jobs_that_come_in_waves_are_all_done_whoever_sleeps() {
+    // Pauses of all lengths about that of a look, so that jobs come while threads look, fall asleep, and sleep.
+    let reactor = Reactor::builder().thread_pool_size(3).build().unwrap();
+    fn wave(reactor: &Reactor, n: u64, done: Rc<RefCell<u64>>) {
+        if n == 300 {
+            return reactor.stop().unwrap();
+        }
+        let jobs = (0..n % 7).map(|k| reactor.defer_to_thread(move || Ok(k)));
+        let inner = reactor.clone();
+        let all = gather_results(jobs.collect::<Vec<_>>()).add_callback(move |values| {
+            *done.borrow_mut() += values.len() as u64;
+            let next = inner.clone();
+            let pause = Duration::from_micros(n * 13 % 100);
+            inner.call_later(pause, move || wave(&next, n + 1, done));
+        });
+        drop(all);
+    }
+    let done = Rc::new(RefCell::new(0));
+    let (inner, count) = (reactor.clone(), done.clone());
+    reactor.call_when_running(move || wave(&inner, 0, count));
+    run(&reactor);
+    assert_eq!(*done.borrow(), (0..300).map(|n| n % 7).sum::<u64>());
+}
+
+#[test]
+fn long_jobs_run_side_by_side_when_they_are_queued_while_all_threads_sleep() {
+    let reactor = Reactor::builder().thread_pool_size(4).build().unwrap();
+    fn round(reactor: &Reactor, left: u32) {
+        if left == 0 {
+            return reactor.stop().unwrap();
+        }
+        let barrier = Arc::new(Barrier::new(4));
+        let jobs = (0..4).map(|_| {
+            let barrier = barrier.clone();
+            reactor.defer_to_thread(move || {
+                barrier.wait(); // all four, or none gets through
+            })
+        });
+        let inner = reactor.clone();
+        let all = gather_results(jobs.collect::<Vec<_>>()).add_callback(move |_| {
+            let next = inner.clone();
+            let pause = Duration::from_millis(u64::from(left % 2));
+            inner.call_later(pause, move || round(&next, left - 1));
+        });
+        drop(all);
+    }
+    let inner = reactor.clone();
+    reactor.call_when_running(move || round(&inner, 50));
+    run(&reactor);
+}
+
+#[test]
 fn a_job_before_run_fires_in_run() {
     let reactor = Reactor::new().unwrap();
     let (done, is_done) = mpsc::channel();
