@@ -404,7 +404,9 @@ impl<'de> Visitor<'de> for Bytes {
         while let Some(element) = elements.next_element()? {
             match element {
                 Element::Byte(byte) => bytes.push(byte),
-                Element::Content(reference) if bytes == [travel::EXTENSION] => {
+                Element::Content(reference)
+                    if bytes == [travel::EXTENSION] || bytes == [travel::COPY] =>
+                {
                     return referred(&reference).ok_or_else(|| {
                         A::Error::custom("a reference to a buffer that was not sent")
                     });

@@ -24,6 +24,7 @@ use scan::Scanner;
 pub(crate) use scan::references_in;
 
 use crate::buffer::travel::{self, Attachment};
+use crate::hook::memory::roomy_vector;
 
 /// The version of the protocol that this crate speaks.
 pub const PROTOCOL: u32 = 1;
@@ -577,7 +578,9 @@ impl<'a> ValueReader<'a> {
 fn bytes_as<T: 'static>(bytes: &[u8]) -> Option<T> {
     let mut wanted: Option<T> = None;
     let vector = (&mut wanted as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>()?;
-    *vector = Some(bytes.to_vec());
+    let mut copy = roomy_vector(bytes.len());
+    copy.extend_from_slice(bytes);
+    *vector = Some(copy);
     wanted
 }
 

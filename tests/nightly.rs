@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use errback::{EncodeError, Pool};
+use errback::{Buffer, EncodeError, Pool};
 
 #[errback::task]
 fn add_one(n: u64) -> u64 {
@@ -78,6 +78,35 @@ fn payloads_of_256_mebibytes_come_back_equal() {
         let turned = job.get().expect("bytes");
         assert!(turned.iter().rev().eq(&bytes), "other bytes");
     }
+}
+
+#[errback::task]
+fn reversed(bytes: Buffer) -> Buffer {
+    Buffer::with_len(bytes.len(), |to| {
+        to.iter_mut()
+            .zip(bytes.iter().rev())
+            .for_each(|(to, from)| *to = *from);
+    })
+}
+
+#[test]
+#[ignore = "takes gigabytes"]
+fn a_buffer_above_four_gibibytes_goes_there_and_back() {
+    let length = (4 << 30) + 1;
+    let byte = |n: usize| (n ^ n >> 13 ^ n >> 29) as u8;
+    let bytes = Buffer::with_len(length, |bytes| {
+        (0..).zip(bytes).for_each(|(n, to)| *to = byte(n));
+    });
+    let pool = pool(1);
+    let turned = pool.apply_async(reversed, (bytes,)).get().expect("bytes");
+    assert_eq!(turned.len(), length);
+    assert!(
+        turned
+            .iter()
+            .rev()
+            .enumerate()
+            .all(|(n, it)| *it == byte(n))
+    );
 }
 
 #[test]

@@ -109,6 +109,19 @@ fn json(value: &[u8]) -> serde_json::Value {
             Ok(serde_json::json!({ "bin": digits }))
         }
 
+        fn visit_i8<E>(self, number: i8) -> Result<Self::Value, E> {
+            Ok(number.into())
+        }
+
+        fn visit_newtype_struct<D: serde::Deserializer<'de>>(
+            self,
+            extension: D,
+        ) -> Result<Self::Value, D::Error> {
+            let mut parts = extension.deserialize_any(JsonVisitor)?;
+            parts[1] = parts[1]["bin"].take();
+            Ok(serde_json::json!({ "ext": parts }))
+        }
+
         fn visit_seq<A: serde::de::SeqAccess<'de>>(
             self,
             mut items: A,
@@ -310,6 +323,20 @@ fn the_documents_examples_are_understood() {
                     panic!("{results:?}");
                 };
             }
+            (
+                "call-with-buffer",
+                Message::Call {
+                    id: 7,
+                    task: "demo::length",
+                    args,
+                },
+            ) => assert_eq!(args[1..4], [0xc7, 24, 69]),
+            (
+                "buffers",
+                Message::Notification {
+                    method: "buffers", ..
+                },
+            ) => {}
             (name, message) => panic!("{name} is {message:?}"),
         }
     }

@@ -74,6 +74,7 @@ checks! {
     "a request ends the call that it names" => request,
     "a request that comes before its call begins is no harm to the next" => early_request,
     "requests for other calls are passed over" => other_requests,
+    "bytes that are referred to are read in shared memory" => buffers,
     "a host that is gone while a job runs is an end with 0" => gone_host,
 }
 
@@ -736,6 +737,40 @@ fn other_requests(program: &Program) -> Result<()> {
     );
     host.request(2)?;
     host.is_well()?;
+    host.end_well()
+}
+
+/// Of workers that say that they can.
+fn buffers(program: &Program) -> Result<()> {
+    // So many bytes no result has: each comes in its frame.
+    let never = 1 << 40;
+    let hello = Hello::from([("protocol", 1), ("buffers", never)]);
+    let mut host = Host::start_with(program, &hello)?;
+    if !host.hello.buffers {
+        return host.end_well();
+    }
+    let bytes: Vec<u8> = (0..200_000_u32).map(|n| (n ^ n >> 8) as u8).collect();
+    host.announce(5, &bytes)?;
+    for (arena, kind) in [(5, 69), (5, 70), (6, 69), (5, 69)] {
+        let id = 1000 + arena * 100 + u64::from(kind);
+        let mut body = vec![0x94, 0, 0xcf];
+        body.extend(id.to_be_bytes());
+        body.extend(b"\xaacheck:echo\x91\xc7\x18");
+        body.push(kind);
+        for number in [arena, 4096, 100_000] {
+            body.extend(u64::to_be_bytes(number));
+        }
+        host.send(&framed(&body))?;
+        match host.answer(id)? {
+            Ok(Value::Bytes(echoed)) if arena == 5 => {
+                ensure!(echoed == bytes[4096..][..100_000], "other bytes came back");
+            }
+            Err(error) if arena == 6 => {
+                ensure!(error.kind == ErrorKind::DecodeArgs, "{error:?}");
+            }
+            other => bail!("{other:?}"),
+        }
+    }
     host.end_well()
 }
 

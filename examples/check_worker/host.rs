@@ -184,7 +184,15 @@ impl Host {
 
     /// The next answer, which has to be the one to this call.
     pub(crate) fn answer(&mut self, id: u64) -> Result<Result<Value, RemoteErrorBody>> {
-        let frame = self.receive()?.context("it ended instead of answering")?;
+        let ended = "it ended instead of answering";
+        let mut frame = self.receive()?.context(ended)?;
+        // What it has to say of shared memory.
+        while let Message::Notification {
+            method: "buffers", ..
+        } = Message::parse(&frame)?
+        {
+            frame = self.receive()?.context(ended)?;
+        }
         let answer = Answer::parse(&frame)?;
         ensure!(answer.id == id, "answer {} came for {id}", answer.id);
         Ok(match answer.outcome {
@@ -254,6 +262,26 @@ impl Host {
     /// Asks for the end of a call.
     pub(crate) fn request(&mut self, id: u64) -> Result<()> {
         rustix::net::send(&self.requests, &id.to_ne_bytes(), SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Shows the worker an arena with these bytes in it.
+    pub(crate) fn announce(&mut self, number: u64, bytes: &[u8]) -> Result<()> {
+        use rustix::fs::{MemfdFlags, SealFlags};
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memfd = rustix::fs::memfd_create("check", flags)?;
+        std::fs::File::from(memfd.try_clone()?).write_all(bytes)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE;
+        rustix::fs::fcntl_add_seals(&memfd, seals)?;
+        let packet = [1, number, bytes.len() as u64]
+            .map(u64::to_ne_bytes)
+            .concat();
+        let descriptors = [memfd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let packet = &[IoSlice::new(&packet)];
+        rustix::net::sendmsg(&self.requests, packet, &mut ancillary, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 

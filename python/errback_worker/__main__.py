@@ -43,17 +43,20 @@ def _serve(names: list[str]) -> None:
             78, f"the package msgpack is missing ({error}): {sys.executable} -m pip install 'msgpack>=1.0'"
         ) from None
 
-    from errback_worker import _channel, _jobs, _tasks
+    from errback_worker import _arenas, _channel, _jobs, _tasks
 
     channel = _channel.Channel(connection)
     hello = channel.receive_hello()
     hello.apply_limits()
     table = _tasks.Table(_start.import_modules(names))
-    jobs = _jobs.Jobs(table, channel, hello.begun, hello.requests)
+    arenas = None
+    if hello.buffers is not None and hello.requests is not None and _arenas.supported():
+        arenas = _arenas.Arenas(hello.buffers, hello.memory_limit, hello.requests)
+    jobs = _jobs.Jobs(table, channel, hello.begun, hello.requests, arenas)
     # What a module prints on its import comes before the first job's output, wherever that goes.
     _start.flushed(sys.stdout)
     _start.flushed(sys.stderr)
-    channel.send_hello(hello.protocol, len(table))
+    channel.send_hello(hello.protocol, len(table), arenas is not None)
     jobs.serve()
 
 

@@ -19,19 +19,26 @@ An exception from a handler may strike between any two steps of the main thread.
 
 from __future__ import annotations
 
+import array
+import os
 import signal
 import socket
 import struct
 import threading
 import time
 from types import FrameType
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 # Nobody uses it, and a process that has no handler for it (a job may take ours away) ignores it.
 _SIGNAL = signal.SIGURG
 
 # `signal.getsignal` makes an enum of the answer, which takes longer than a small job.
 _getsignal: Any = getattr(getattr(signal, "_signal", signal), "getsignal")
+
+# A packet about shared memory, and room for its descriptor.
+_LONGEST = 24
+_ROOM = socket.CMSG_SPACE(array.array("i").itemsize)
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 _WHY = "the host does not want the result any more"
 _ID = struct.Struct("=Q")
@@ -63,11 +70,13 @@ class Window:
         self.calls: Optional[tuple[int, list[Any]]] = None
         """The chunk that is running, by its call, and what is still to be run of it. Whoever wants it to end empties the
         list, so that nothing needs to be looked at between two of its calls."""
+        self._bring: Optional[Callable[[bytes, list[int]], None]] = None
         # A method would be a new object each time that it is asked for, and these are compared.
         self._handlers = {signal.SIGINT: self._interrupt}
 
-    def listen(self, requests: socket.socket) -> None:
-        """Takes requests from now on."""
+    def listen(self, requests: socket.socket, bring: Optional[Callable[[bytes, list[int]], None]] = None) -> None:
+        """Takes requests from now on. What is said of shared memory goes to `bring`, with its descriptors."""
+        self._bring = bring
         self._handlers[_SIGNAL] = self._cancel
         before = threading.stack_size(_STACK)
         listener = threading.Thread(target=self._listen, args=(requests,), name="errback requests", daemon=True)
@@ -97,12 +106,18 @@ class Window:
         assert main is not None
         while True:
             try:
-                packet = requests.recv(_ID.size + 1)
+                packet, ancillary, _, _ = requests.recvmsg(_LONGEST + 1, _ROOM, _CLOEXEC)
             except OSError:
                 # A job has closed it. The worker will see that with its connection.
                 return
             if not packet:
                 return
+            descriptors = _descriptors(ancillary)
+            if len(packet) == _LONGEST and self._bring is not None:
+                self._bring(packet, descriptors)
+                continue
+            for descriptor in descriptors:
+                os.close(descriptor)
             if len(packet) != _ID.size:
                 continue
             (wanted,) = _ID.unpack(packet)
@@ -123,6 +138,14 @@ class Window:
         if self.open is not None:
             self.open = None
             raise KeyboardInterrupt
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    numbers = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return numbers.tolist()
 
 
 # The worker's one window. Nothing opens it in a process that is no worker.

@@ -31,8 +31,10 @@ class Hello:
     def __init__(self, members: dict[Any, Any], descriptors: list[int]) -> None:
         self.protocol = _unsigned(members, "protocol", 1)
         self.max_frame = _unsigned(members, "max_frame", _wire.MAX_FRAME)
+        self.buffers = _unsigned(members, "buffers", None)
+        self.memory_limit = _unsigned(members, "memory_limit", None)
         self._limits = [
-            ("AS", _unsigned(members, "memory_limit", None), 0),
+            ("AS", self.memory_limit, 0),
             ("CPU", _unsigned(members, "cpu_limit", None), 1),
             ("NOFILE", _unsigned(members, "open_files", None), 0),
         ]
@@ -106,12 +108,10 @@ class Channel:
         self.max_frame = max(_wire.MIN_FRAME, hello.max_frame)
         return hello
 
-    def send_hello(self, protocol: int, tasks: int) -> None:
+    def send_hello(self, protocol: int, tasks: int, buffers: bool = False) -> None:
         """Says that calls may come."""
-        import msgpack
-
         build = hashlib.blake2b(f"{__version__} {sys.version}".encode(), digest_size=8).hexdigest()
-        hello = {
+        hello: dict[str, Any] = {
             "protocol": min(protocol, 1),
             "pid": os.getpid(),
             "language": "python",
@@ -119,7 +119,15 @@ class Channel:
             "build": build,
             "tasks": tasks,
         }
-        body = msgpack.packb([2, "hello", [hello]])
+        if buffers:
+            hello["buffers"] = True
+        self.notify("hello", hello)
+
+    def notify(self, method: str, parameter: dict[str, Any]) -> None:
+        """Sends a notification."""
+        import msgpack
+
+        body = msgpack.packb([2, method, [parameter]])
         self.send([_LENGTH.pack(len(body)), body])
 
     def receive(self) -> Optional[list[Any]]:

@@ -12,7 +12,8 @@ import traceback
 from itertools import groupby, starmap
 from typing import Any, Callable, Iterator, NoReturn, Optional
 
-from errback_worker import _failures, _start, _wire
+from errback_worker import _failures, _start, _values, _wire
+from errback_worker._arenas import Arenas, reader
 from errback_worker._cancel import window
 from errback_worker._channel import Channel
 from errback_worker._tasks import Table, Task, UnknownTask
@@ -28,7 +29,12 @@ class Jobs:
     """The worker's loop."""
 
     def __init__(
-        self, table: Table, channel: Channel, begun: Optional[int], requests: Optional[socket.socket]
+        self,
+        table: Table,
+        channel: Channel,
+        begun: Optional[int],
+        requests: Optional[socket.socket],
+        arenas: Optional[Arenas] = None,
     ) -> None:
         self._table = table
         self._channel = channel
@@ -37,8 +43,11 @@ class Jobs:
         self._pid = os.getpid()
         self._forked = False
         os.register_at_fork(after_in_child=self._note_fork)
+        self._arenas = arenas
+        if arenas is not None:
+            _wire.read_extensions(reader(arenas))
         if requests is not None:
-            window.listen(requests)
+            window.listen(requests, None if arenas is None else arenas.bring)
 
     def _note_fork(self) -> None:
         self._forked = True
@@ -61,6 +70,9 @@ class Jobs:
                 except OSError:
                     # A job has used up all descriptors. The next one will hear of it.
                     pass
+                if self._arenas is not None:
+                    for notice in self._arenas.finish_call():
+                        self._channel.notify("buffers", notice)
                 self._channel.send(pieces)
                 # A big value is let go of now, and not when the next call has come.
                 del pieces
@@ -105,7 +117,21 @@ class Jobs:
             window.job = None
         self._end_child(None)
         del args
+        if self._arenas is not None:
+            return self._answer_sharing(self._arenas, id, value)
         return self._encoder.answer(id, value)
+
+    def _answer_sharing(self, arenas: Arenas, id: int, value: Any) -> list[_wire.Buffer]:
+        """An answer that may refer to shared memory."""
+        _values.place = arenas.place_array
+        sent = False
+        try:
+            pieces = self._encoder.answer(id, arenas.place_members(value))
+            sent = True
+            return pieces
+        finally:
+            _values.place = None
+            arenas.settle(sent)
 
     def _run_chunk(self, id: int, args: Any, each: bool) -> list[_wire.Buffer]:
         if type(args) is _wire.Undecodable:

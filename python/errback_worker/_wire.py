@@ -64,9 +64,17 @@ class EncodeError(Exception):
     """A result that cannot be sent; the message names the place in it."""
 
 
+_options: dict[str, Any] = {"raw": False, "strict_map_key": False, "use_list": True}
+
+
+def read_extensions(hook: Any) -> None:
+    """Has extension values read by `hook` from now on."""
+    _options["ext_hook"] = hook
+
+
 def unpack(body: Buffer) -> Any:
     """One MessagePack value, as plain Python values."""
-    return msgpack.unpackb(body, raw=False, strict_map_key=False, use_list=True)
+    return msgpack.unpackb(body, **_options)
 
 
 def parse(body: Buffer) -> list[Any]:
@@ -598,7 +606,9 @@ def _encode_slowly(root: Any, depth: int) -> bytes:
     while True:
         try:
             value = _values.converted(value)
-            if isinstance(value, (dict, list, tuple)):
+            if type(value) is msgpack.ExtType:
+                pieces.append(packer.pack(value))
+            elif isinstance(value, (dict, list, tuple)):
                 if any(value is container for container in open_containers):
                     raise ValueError("it contains itself")
                 if depth + len(open_values) == MAX_DEPTH:

@@ -66,11 +66,7 @@ pub(crate) fn send(
     arena: u64,
     memory: Option<(u64, BorrowedFd<'_>)>,
 ) -> Result<(), Errno> {
-    let mut bytes = [0; LENGTH];
-    let size = memory.map_or(0, |(size, _)| size);
-    for (place, number) in [word.code(), arena, size].iter().enumerate() {
-        bytes[8 * place..8 * place + 8].copy_from_slice(&number.to_ne_bytes());
-    }
+    let bytes = encoded(word, arena, memory.map_or(0, |(size, _)| size));
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let memfd = memory.map(|(_, memfd)| [memfd]);
@@ -84,6 +80,14 @@ pub(crate) fn send(
             result => return result.map(drop),
         }
     }
+}
+
+fn encoded(word: Word, arena: u64, size: u64) -> [u8; LENGTH] {
+    let mut bytes = [0; LENGTH];
+    for (place, number) in [word.code(), arena, size].iter().enumerate() {
+        bytes[8 * place..8 * place + 8].copy_from_slice(&number.to_ne_bytes());
+    }
+    bytes
 }
 
 /// What came: a packet about an arena, or the bytes of another.
@@ -190,5 +194,35 @@ mod tests {
         ));
         assert!(matches!(receive(b.as_fd()), Some(Came::Other(bytes)) if bytes.len() == 9));
         assert!(receive(b.as_fd()).is_none());
+    }
+
+    #[test]
+    fn packets_are_as_in_the_document() {
+        const DOCUMENT: &str = include_str!("../../docs/protocol.md");
+        let mut blocks = DOCUMENT.split("```hex-packet ").skip(1);
+        for (word, name, size) in [
+            (Word::Announced, "announced", 131_072),
+            (Word::HandedOver, "handed over", 131_072),
+            (Word::Forget, "forget", 0),
+            (Word::Returned, "returned", 0),
+        ] {
+            let mut lines = blocks.next().expect("an example for each").lines();
+            assert_eq!(lines.next(), Some(name));
+            let digits = lines.nth(1).expect("bytes").split(' ');
+            let bytes: Vec<u8> = digits
+                .map(|it| u8::from_str_radix(it, 16).expect("hex"))
+                .collect();
+            let (numbers, []) = bytes.as_chunks::<8>() else {
+                panic!("whole numbers");
+            };
+            let native: Vec<u8> = numbers
+                .iter()
+                .flat_map(|it| u64::from_le_bytes(*it).to_ne_bytes())
+                .collect();
+            let packet = parse(&native, None).expect("a packet");
+            assert_eq!((packet.word, packet.arena, packet.size), (word, 5, size));
+            assert_eq!(encoded(word, 5, size)[..], native[..]);
+        }
+        assert!(blocks.next().is_none());
     }
 }

@@ -20,6 +20,12 @@ use crate::wire::{DecodeError, EncodeError, HEADER, references_in};
 /// The type of the extension value.
 pub(crate) const EXTENSION: u8 = 0x45;
 
+/// The type of one that stands for bytes which whoever reads them has as his own: a `Vec<u8>` travels so.
+pub(crate) const COPY: u8 = 0x46;
+
+/// A shorter `Vec<u8>` is as quick in the message.
+pub(crate) const COPY_FROM: usize = 256 * 1024;
+
 /// How long its content is.
 pub(crate) const CONTENT: usize = 24;
 
@@ -52,10 +58,10 @@ impl Reference {
         })
     }
 
-    /// The whole extension value.
-    pub(crate) fn value(self) -> [u8; VALUE] {
+    /// The whole extension value, of one of the two types.
+    pub(crate) fn value(self, kind: u8) -> [u8; VALUE] {
         let mut value = [0; VALUE];
-        value[..3].copy_from_slice(&[0xc7, CONTENT as u8, EXTENSION]);
+        value[..3].copy_from_slice(&[0xc7, CONTENT as u8, kind]);
         for (place, number) in [self.arena, self.offset, self.length].iter().enumerate() {
             let at = 3 + 8 * place;
             value[at..at + 8].copy_from_slice(&number.to_be_bytes());
@@ -96,8 +102,8 @@ impl Attachment {
         })
     }
 
-    pub(crate) fn value(&self) -> [u8; VALUE] {
-        self.reference.value()
+    pub(crate) fn value(&self, kind: u8) -> [u8; VALUE] {
+        self.reference.value(kind)
     }
 
     fn bytes(&self) -> &[u8] {
@@ -227,7 +233,7 @@ pub(super) fn received(reference: Reference) -> Option<Buffer> {
 /// The bytes of a value that is nothing but a reference.
 pub(crate) fn received_value(value: &[u8]) -> Option<Buffer> {
     match value {
-        [0xc7, length, EXTENSION, content @ ..] if usize::from(*length) == CONTENT => {
+        [0xc7, length, EXTENSION | COPY, content @ ..] if usize::from(*length) == CONTENT => {
             received(Reference::parse(content)?)
         }
         _ => None,
@@ -292,5 +298,89 @@ impl Visitor<'_> for ElementVisitor {
 
     fn visit_byte_buf<E: Error>(self, content: Vec<u8>) -> Result<Element, E> {
         self.visit_bytes(&content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{MAX_FRAME, Message, decode_value, encode_call, encode_call_sharing};
+
+    /// The bytes of an example of the document, without its header.
+    fn example(name: &str) -> Vec<u8> {
+        let document = include_str!("../../docs/protocol.md");
+        let block = document
+            .split(&format!("```hex {name}\n"))
+            .nth(1)
+            .expect("it is there");
+        let lines = block.split("```").next().expect("its end").lines();
+        let digits = lines.map(|line| line.split('#').next().expect("a beginning"));
+        let digits: String = digits.flat_map(str::chars).filter(|c| *c != ' ').collect();
+        let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex");
+        (8..digits.len()).step_by(2).map(byte).collect()
+    }
+
+    #[test]
+    fn a_reference_is_as_in_the_document() {
+        let reference = Reference {
+            arena: 5,
+            offset: 4096,
+            length: 131_072,
+        };
+        assert!(example("call-with-buffer").ends_with(&reference.value(EXTENSION)));
+        assert_eq!(
+            Reference::parse(&reference.value(COPY)[3..]),
+            Some(reference)
+        );
+        let notice = crate::wire::BuffersNotice {
+            kept: vec![5],
+            gone: vec![2, 3],
+            ..Default::default()
+        };
+        assert_eq!(
+            notice.encode(MAX_FRAME).expect("short")[HEADER..],
+            example("buffers")
+        );
+    }
+
+    #[test]
+    fn a_frame_with_its_buffers_put_in_is_what_it_would_have_been() {
+        let buffer = Buffer::with_len(100_000, |bytes| bytes.fill(5));
+        let args = (
+            "x",
+            vec![buffer.clone(), buffer.slice(..5), buffer.slice(1..)],
+            7,
+        );
+        let (frame, attachments) =
+            encode_call_sharing(1, "t", &args, MAX_FRAME, Some(4096)).expect("a call");
+        assert_eq!((frame.len() < 200, attachments.len()), (true, 2));
+        let plain = encode_call(1, "t", &args, MAX_FRAME).expect("a call");
+        assert_eq!(
+            inlined(&frame, &attachments, MAX_FRAME).expect("room"),
+            plain
+        );
+        inlined(&frame, &attachments, plain.len() - 1).expect_err("a byte too many");
+    }
+
+    #[test]
+    fn what_was_received_is_found_by_buffers_and_by_other_types() {
+        let buffer = Buffer::with_len(100_000, |bytes| bytes.fill(5));
+        let args = (vec![(1, buffer.clone())],);
+        let (frame, attachments) =
+            encode_call_sharing(1, "t", &args, MAX_FRAME, Some(4096)).expect("a call");
+        let Ok((Message::Call { args, .. }, true)) = Message::read(&frame[HEADER..]) else {
+            panic!("a call that refers to a buffer");
+        };
+        let references: Vec<_> = references_in(args).collect();
+        assert_eq!(references.len(), attachments.len());
+        let received = vec![(references[0].1, buffer)];
+        with_received(received, || {
+            let (buffers,): (Vec<(u8, Buffer)>,) = decode_value(args).expect("buffers");
+            assert_eq!(buffers[0].1[99_999], 5);
+            // A vector of numbers is one all the same.
+            let (vectors,): (Vec<(u8, Vec<u8>)>,) = decode_value(args).expect("vectors");
+            assert_eq!(vectors[0].1, vec![5; 100_000]);
+        });
+        decode_value::<(Vec<(u8, Buffer)>,)>(args).expect_err("nothing was received any more");
     }
 }

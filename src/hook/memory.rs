@@ -15,7 +15,8 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::process::Resource;
 
 /// Whether this process may write to what it maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +68,11 @@ impl Owned {
     /// # Errors
     /// The system gives no memfd, no memory for it, or does not know the seal (Linux before 5.1).
     pub(crate) fn new(name: &str, length: usize) -> io::Result<Owned> {
+        let files_may_have = rustix::process::getrlimit(Resource::Fsize).current;
+        if files_may_have.is_some_and(|bytes| bytes < length as u64) {
+            // The kernel would send SIGXFSZ, which ends the process.
+            return Err(Errno::FBIG.into());
+        }
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memfd = rustix::fs::memfd_create(name, flags)?;
         allocate(memfd.as_fd(), length as u64)?;
@@ -161,6 +167,26 @@ impl View {
         // as long as this is read.
         unsafe { std::slice::from_raw_parts(self.mapping.start.as_ptr(), self.mapping.length) }
     }
+}
+
+/// An empty vector with room for so many bytes, in huge pages where the system has them: the first touch of a page costs
+/// more than the bytes in it, and a huge one is touched once for 512 others.
+pub(crate) fn roomy_vector(length: usize) -> Vec<u8> {
+    const LARGE: usize = 4 << 20;
+    const HUGE_PAGE: usize = 2 << 20;
+    let vector: Vec<u8> = Vec::with_capacity(length);
+    let start = vector.as_ptr().addr();
+    let first = start.next_multiple_of(HUGE_PAGE);
+    let end = (start + vector.capacity()) / HUGE_PAGE * HUGE_PAGE;
+    if length >= LARGE && first < end {
+        // SAFETY: the range is part of the vector's own allocation. The advice changes no byte of it and no right to it, and
+        // what it does to the allocator's later use of the range is a matter of speed.
+        let _ = unsafe {
+            let at = vector.as_ptr().add(first - start).cast_mut().cast();
+            rustix::mm::madvise(at, end - first, Advice::LinuxHugepage)
+        };
+    }
+    vector
 }
 
 /// The length of somebody's memfd, if that has the seals of an [`Owned`] and all of its pages: nobody can take one away.

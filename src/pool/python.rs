@@ -24,6 +24,7 @@ macro_rules! sources {
 const SOURCES: &[(&str, &str)] = sources! {
     "errback_worker" "__init__.py"
     "errback_worker.__main__" "__main__.py"
+    "errback_worker._arenas" "_arenas.py"
     "errback_worker._bootstrap" "_bootstrap.py"
     "errback_worker._cancel" "_cancel.py"
     "errback_worker._channel" "_channel.py"

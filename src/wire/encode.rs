@@ -10,6 +10,7 @@ use std::fmt::{self, Display};
 use serde::ser::{self, Impossible, Serialize};
 
 use super::{EncodeError, MAX_DEPTH};
+use crate::buffer::Buffer;
 use crate::buffer::travel::{self, Attachment};
 
 /// A growing buffer with a bound, and the serde `Serializer` that writes to it.
@@ -541,19 +542,55 @@ impl<'a> ser::Serializer for &'a mut Encoder {
 impl Encoder {
     /// Writes a reference, if these are the bytes of a buffer that can be referred to.
     fn refer_to(&mut self, bytes: &[u8]) -> Result<bool, EncodeError> {
-        if self.share_from.is_none_or(|from| bytes.len() < from)
-            || self.attachments.len() == travel::MOST
-        {
+        if !self.shares(bytes.len()) {
             return Ok(false);
         }
-        let attachment =
-            travel::offered(bytes).and_then(|it| Attachment::new(self.bytes.len(), &it));
-        let Some(attachment) = attachment else {
+        match travel::offered(bytes) {
+            Some(buffer) => self.attach(&buffer, travel::EXTENSION),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether so many bytes can be referred to.
+    fn shares(&self, length: usize) -> bool {
+        self.share_from.is_some_and(|from| length >= from) && self.attachments.len() < travel::MOST
+    }
+
+    fn attach(&mut self, buffer: &Buffer, kind: u8) -> Result<bool, EncodeError> {
+        let Some(attachment) = Attachment::new(self.bytes.len(), buffer) else {
             return Ok(false);
         };
-        self.raw(&attachment.value())?;
+        self.raw(&attachment.value(kind))?;
         self.attachments.push(attachment);
         Ok(true)
+    }
+
+    /// As `collect_bytes`, for so many that they are better put where both sides can read them.
+    fn share_bytes<I>(&mut self, items: I, length: usize) -> Result<(), EncodeError>
+    where
+        I: Iterator,
+        I::Item: Serialize,
+    {
+        let buffer = Buffer::try_with_len(length, |bytes| {
+            let mut filled = 0;
+            let mut all_bytes = true;
+            for (place, item) in bytes.iter_mut().zip(items) {
+                *place = item.serialize(OneByte).unwrap_or_else(|NotAByte| {
+                    all_bytes = false;
+                    0
+                });
+                filled += 1;
+            }
+            match all_bytes && filled == length {
+                true => Ok(()),
+                false => Err(miscounted()),
+            }
+        })?;
+        if self.attach(&buffer, travel::COPY)? {
+            return Ok(());
+        }
+        self.binary_length(length)?;
+        self.raw(&buffer)
     }
 
     fn collect_bytes<I>(&mut self, items: I, length: usize) -> Result<(), EncodeError>
@@ -561,6 +598,11 @@ impl Encoder {
         I: Iterator,
         I::Item: Serialize,
     {
+        if length >= travel::COPY_FROM && self.shares(length) {
+            // Its own limit is that of a message all the same: it does not depend on what memory there is.
+            self.fits(length)?;
+            return self.share_bytes(items, length);
+        }
         self.binary_length(length)?;
         // Once more, as the marker has taken some of the room.
         self.fits(length)?;

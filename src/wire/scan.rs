@@ -5,7 +5,7 @@
 //! proportion to their number and no memory at all.
 
 use super::{MAX_DEPTH, ProtocolError};
-use crate::buffer::travel::{CONTENT, EXTENSION, Reference};
+use crate::buffer::travel::{CONTENT, COPY, EXTENSION, Reference};
 
 /// A place in a frame's body.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +184,8 @@ impl<'a> Scanner<'a> {
             // Extension types: one byte of type, then the data.
             0xc7 => {
                 let length = self.length::<1>()?;
-                let is_reference = length == CONTENT && self.rest.first() == Some(&EXTENSION);
+                let is_reference =
+                    length == CONTENT && matches!(self.rest.first(), Some(&(EXTENSION | COPY)));
                 self.references += u32::from(is_reference);
                 Head::Bytes(length + 1)
             }

@@ -74,6 +74,8 @@ impl Arenas {
             usize::try_from(limit / PART_OF_LIMIT).unwrap_or(usize::MAX)
         });
         arena::set_keep(KEEP_OWN.min(part));
+        // Without it nobody would know that a child reads what the host takes for free.
+        let share_from = share_from.filter(|_| hook::count_forks().is_ok());
         Arenas {
             share_from: share_from.map(|from| usize::try_from(from).unwrap_or(usize::MAX)),
             keep_mapped: KEEP_MAPPED.min(part),

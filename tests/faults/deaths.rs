@@ -93,7 +93,7 @@ rows! {
 
     /// A worker is killed half-way through a call of 64 MiB.
     fn k3_a_worker_killed_while_it_reads_a_large_call_costs_nothing() {
-        let invariant = Invariant::new().with_bystander();
+        let invariant = Invariant::unshared().with_bystander();
         let victim = invariant.other_than_bystander(&invariant.pool.stats().workers).expect("two workers");
         kill(victim, Signal::STOP);
         let job = invariant.pool.apply_async(echo, (vec![7; 64 << 20],));
@@ -111,7 +111,7 @@ rows! {
     /// A worker dies at eight moments of an answer of 64 MiB.
     fn k5_half_an_answer_is_no_answer() {
         for n in 0..8 {
-            let invariant = Invariant::new();
+            let invariant = Invariant::unshared();
             let job = invariant.pool.apply_async(answer_and_abort, (64 << 20, 20_000 * n));
             match job.get() {
                 Ok(bytes) => assert_eq!(bytes.len(), 64 << 20),

@@ -28,7 +28,7 @@ fn stall() -> Duration {
 
 /// Runs a reactor until the Deferred of `start` fires; no turn may stall meanwhile.
 #[track_caller]
-fn on_a_reactor<T: 'static>(
+pub(crate) fn on_a_reactor<T: 'static>(
     start: impl FnOnce(&Reactor) -> Deferred<T> + 'static,
 ) -> Result<T, Failure> {
     let (result, longest) = on_any_reactor(start);
@@ -196,7 +196,7 @@ rows! {
     /// Two workers answer 256 MiB each while the reactor's thread is busy for two seconds.
     fn m7_large_answers_do_not_wait_for_a_busy_reactor() {
         const LARGE: usize = 256 << 20;
-        let invariant = Invariant::new();
+        let invariant = Invariant::unshared();
         let pool = invariant.pool.clone();
         // A worker has its result twice, as value and as bytes, and the host too.
         let size = affordable(LARGE, 8);
@@ -217,7 +217,7 @@ rows! {
     fn m8_a_large_call_stalls_no_reactor() {
         // More than a socket holds. Bytes are encoded one by one, which takes long where nothing is optimised.
         const LARGE: usize = if cfg!(debug_assertions) { 1 << 19 } else { 8 << 20 };
-        let invariant = Invariant::new();
+        let invariant = Invariant::unshared();
         let (pool, gate) = (invariant.pool.clone(), Gate::new());
         let lengths = on_a_reactor(move |reactor| {
             let reactor = reactor.clone();

@@ -8,6 +8,7 @@
 mod suite;
 mod support;
 
+mod buffers;
 mod cancel;
 mod causes;
 mod deaths;
@@ -26,6 +27,7 @@ mod workers;
 
 fn main() -> std::process::ExitCode {
     let rows = [
+        buffers::ROWS,
         cancel::ROWS,
         causes::ROWS,
         deaths::ROWS,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use errback::Buffer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 #[errback::task]
@@ -519,4 +520,121 @@ pub(crate) fn working_directory() -> String {
     std::env::current_dir()
         .map(|path| path.to_string_lossy().into_owned())
         .unwrap_or_default()
+}
+
+#[errback::task]
+pub(crate) fn echo_buffer(bytes: Buffer) -> Buffer {
+    Buffer::from(&bytes[..])
+}
+
+#[errback::task]
+pub(crate) fn fill_buffer(byte: u8, size: usize) -> Buffer {
+    Buffer::with_len(size, |bytes| bytes.fill(byte))
+}
+
+#[errback::task]
+pub(crate) fn length_of_buffer(bytes: Buffer) -> usize {
+    bytes.len()
+}
+
+#[errback::task]
+pub(crate) fn abort_with_buffer(bytes: Buffer) {
+    assert!(!bytes.is_empty());
+    std::process::abort()
+}
+
+/// From here on this thread, and what it starts, gets this error from that system call.
+#[allow(unsafe_code)] // there is no other way to install a filter
+pub(crate) fn deny(call: i64, error: i32) {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let refused = libc::SECCOMP_RET_ERRNO | error as u32;
+    let mut steps = [
+        step(LOAD, 0, 0, 0),
+        step(EQUAL, 0, 1, call as u32),
+        step(RETURN, 0, 0, refused),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: the program is a well-formed one that lives through the calls, which take nothing else by reference. All
+    // threads get the filter.
+    let installed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        let (set, all) = (
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+        );
+        libc::syscall(libc::SYS_seccomp, set, all, &raw const program)
+    };
+    if installed != 0 {
+        let why = std::io::Error::last_os_error();
+        crate::suite::skip_because(&format!("no filter can be installed: {why}"));
+    }
+}
+
+#[errback::task]
+pub(crate) fn deny_in_worker(call: i64, error: i32) {
+    deny(call, error);
+}
+
+/// Tries everything to change shared memory, or to take it away: what worked, and a result.
+#[errback::task]
+pub(crate) fn tamper(bytes: Buffer) -> (Vec<String>, Buffer) {
+    use rustix::fs::{FallocateFlags, SealFlags};
+    let result = Buffer::from(&bytes[..]);
+    let mut succeeded = Vec::new();
+    let mut note = |what: &str, worked: bool| {
+        if worked {
+            succeeded.push(what.to_string());
+        }
+    };
+    let listed = |path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    for file in listed("/proc/self/fd").chain(listed("/proc/self/map_files")) {
+        let target = std::fs::read_link(file.path()).unwrap_or_default();
+        if !target.to_string_lossy().contains("memfd:errback") {
+            continue;
+        }
+        let mut options = std::fs::OpenOptions::new();
+        let Ok(file) = options.read(true).write(true).open(file.path()) else {
+            continue;
+        };
+        note("write", rustix::io::pwrite(&file, b"!", 0).is_ok());
+        note("truncate", rustix::fs::ftruncate(&file, 0).is_ok());
+        note("extend", rustix::fs::ftruncate(&file, 1 << 30).is_ok());
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        note(
+            "punch",
+            rustix::fs::fallocate(&file, punch, 0, 4096).is_ok(),
+        );
+        note(
+            "seal",
+            rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE).is_ok(),
+        );
+    }
+    (succeeded, result)
+}
+
+/// A child waits at the gate, as `hold` does, and then looks whether the bytes are what they were.
+#[errback::task]
+#[allow(unsafe_code)] // std has no fork
+pub(crate) fn read_in_child(bytes: Buffer, gate: String) {
+    let expected = bytes.to_vec();
+    // SAFETY: the worker has one thread.
+    if unsafe { libc::fork() } > 0 {
+        return;
+    }
+    // SAFETY: it leaves the group that dies with the worker.
+    unsafe { libc::setsid() };
+    let mut stream = UnixStream::connect(gate).expect("the gate");
+    let id = std::process::id().to_ne_bytes();
+    stream.write_all(&id).expect("the gate");
+    let _ = stream.read(&mut [0]);
+    let _ = stream.write_all(&[u8::from(bytes[..] == expected[..])]);
+    // SAFETY: the exit handlers and the destructors are the parent's.
+    unsafe { libc::_exit(0) }
 }

@@ -16,6 +16,7 @@ mod support;
 mod suite;
 mod tasks;
 
+mod buffers;
 mod cancel;
 mod deaths;
 mod descriptors;

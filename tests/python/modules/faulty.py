@@ -285,3 +285,47 @@ def keep(size):
     """Memory that is used and never let go of."""
     _kept.append(b"x" * size)
     return os.getpid()
+
+
+# Large buffers.
+
+_views = []
+
+
+def look(value):
+    """The type of a value, whether it can be written to, its length and its sum."""
+    return [type(value).__name__, memoryview(value).readonly, len(value), sum(value[:1000]), value[-1]]
+
+
+def keep_view(value):
+    _views.append(value[5:10])
+
+
+def kept_views():
+    return [bytes(view) for view in _views]
+
+
+def keep_no_views():
+    _views.clear()
+
+
+def inverted(value):
+    return bytes(255 - byte for byte in value)
+
+
+def same_anywhere(value):
+    return {"one": bytearray(value), "two": [1, memoryview(value)], "three": value}
+
+
+def as_array(value):
+    import numpy
+
+    return numpy.frombuffer(value, "u1").reshape(2, -1)
+
+
+def as_array_within(value):
+    return {"arrays": [as_array(value), as_array(value)], "note": "x" * 1000}
+
+
+def large(size, byte):
+    return bytes([byte]) * size
