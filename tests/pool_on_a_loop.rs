@@ -271,7 +271,7 @@ fn cancelling_a_wait_for_room_leaves_the_line() {
         for wait in waits {
             wait.cancel();
             wait.add_both(|result| {
-                let failure = result.err().expect("a failure");
+                let failure = result.expect_err("a failure");
                 assert!(failure.check::<CancelledError>().is_some(), "{failure:?}");
             })
             .log_failure();
