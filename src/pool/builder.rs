@@ -171,7 +171,7 @@ impl Builder {
     }
 
     /// How much memory a worker may have resident, in bytes, when it has finished a job: one that has more is replaced. For
-    /// tasks that leak. Default: any. See [`memory_limit`](Builder::memory_limit) for a limit within a job.
+    /// tasks that leak. What it has mapped of large [buffers](crate::Buffer) counts. Default: any. See [`memory_limit`](Builder::memory_limit) for a limit within a job.
     pub fn max_worker_memory(mut self, bytes: u64) -> Self {
         self.max_memory = Some(bytes);
         self
