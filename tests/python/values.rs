@@ -146,6 +146,8 @@ rows! {
         assert_eq!(evaluates_to::<Vec<u8>>(&pool, "bytearray(b'ab')"), b"ab");
         assert_eq!(evaluates_to::<Vec<u8>>(&pool, "memoryview(b'ab')"), b"ab");
         assert_eq!(evaluates_to::<f64>(&pool, "1e300"), 1e300);
+        let any: serde_json::Value = evaluates_to(&pool, "{'a': [1, None, {'b': 2.5}]}");
+        assert_eq!(any, serde_json::json!({"a": [1, null, {"b": 2.5}]}));
         assert!(evaluates_to::<f64>(&pool, "float('nan')").is_nan());
         let said: String = evaluates_to(&pool, "__import__('datetime').datetime(2009, 3, 1, 12, 30)");
         assert_eq!(said, "2009-03-01T12:30:00");
