@@ -47,8 +47,8 @@ use travel::{Element, Reference};
 ///
 /// let pool = Pool::new()?;
 /// let picture = Buffer::with_len(64 << 20, |bytes| bytes.fill(7));
-/// let inverted = pool.apply_async(inverted, (picture,)).get()?;
-/// assert_eq!(inverted[0], !7);
+/// let negative = pool.apply_async(inverted, (picture,)).get()?;
+/// assert_eq!(negative[0], !7);
 /// # Ok::<(), errback::Failure>(())
 /// ```
 ///

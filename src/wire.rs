@@ -549,10 +549,10 @@ impl<'a> ValueReader<'a> {
             if let Some(wanted) = bytes_as(block) {
                 return Ok(wanted);
             }
-        } else if let Some(buffer) = travel::received_value(value) {
-            if let Some(wanted) = bytes_as(&buffer) {
-                return Ok(wanted);
-            }
+        } else if let Some(buffer) = travel::received_value(value)
+            && let Some(wanted) = bytes_as(&buffer)
+        {
+            return Ok(wanted);
         }
         let result = deserialized(value);
         if result.is_ok() {

@@ -293,12 +293,12 @@ impl Theirs {
 
     /// The range in which all of these are.
     fn whole(&self, references: &[Reference]) -> Result<Range<usize>, ProtocolError> {
-        let mut whole = usize::MAX..0;
+        let (mut start, mut end) = (usize::MAX, 0);
         for reference in references {
             let range = self.range(*reference)?;
-            whole = whole.start.min(range.start)..whole.end.max(range.end);
+            (start, end) = (start.min(range.start), end.max(range.end));
         }
-        Ok(whole)
+        Ok(start..end)
     }
 
     /// It as a mapping, which is made once.
