@@ -67,6 +67,9 @@ mod buffer;
 pub mod task;
 pub mod wire;
 
+// the memory that carries them,
+mod lane;
+
 // functions that stay in Python,
 mod python;
 

@@ -57,6 +57,7 @@ use crate::async_result::AsyncResult;
 use crate::error::ForkedHost;
 use crate::hook;
 use crate::task::Task;
+use crate::wire::HostHello;
 use cgroup::OomKills;
 use child::Launch;
 use job::{Job, JobKey};
@@ -152,7 +153,7 @@ struct Settings {
     pass_output: bool,
     launch: Launch,
     /// The first message to each worker.
-    hello: Vec<u8>,
+    hello: HostHello,
     /// What a worker's build must be; `None` for other programs.
     build: Option<String>,
 }

@@ -14,6 +14,7 @@ mod scan;
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, SeqAccess, Visitor};
@@ -696,6 +697,23 @@ impl FrameReader {
         Ok(Some(&self.buffer[body]))
     }
 
+    /// Where the body of the next frame lies; it stays there until the reader is given more bytes.
+    pub(crate) fn next_range(&mut self) -> Result<Option<Range<usize>>, ProtocolError> {
+        let start = self.start + HEADER;
+        let length = self.next_frame()?.map(<[u8]>::len);
+        Ok(length.map(|length| start..start + length))
+    }
+
+    /// What lies there.
+    pub(crate) fn slice(&self, range: Range<usize>) -> &[u8] {
+        &self.buffer[range]
+    }
+
+    /// Whether the next frame is there and has no body, which no message is.
+    pub(crate) fn has_empty_frame(&self) -> bool {
+        self.frame_length() == Some(HEADER)
+    }
+
     /// Whether nothing is left of what has been read: an end of file here is a clean one.
     pub fn is_empty(&self) -> bool {
         self.start == self.buffer.len()
@@ -898,6 +916,9 @@ pub struct HostHello {
     /// From how many bytes on a buffer is referred to and not written; `None`: none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffers: Option<u64>,
+    /// A lane in shared memory comes with this: the worker may use it.
+    #[serde(skip_serializing_if = "is_false")]
+    pub lane: bool,
 }
 
 impl Default for HostHello {
@@ -909,6 +930,7 @@ impl Default for HostHello {
             cpu_limit: None,
             open_files: None,
             buffers: None,
+            lane: false,
         }
     }
 }
@@ -950,6 +972,9 @@ pub struct WorkerHello {
     /// Whether it takes references to buffers, and knows how to share its own.
     #[serde(skip_serializing_if = "is_false")]
     pub buffers: bool,
+    /// Whether it uses the lane that it was offered: all that follows goes through that.
+    #[serde(skip_serializing_if = "is_false")]
+    pub lane: bool,
 }
 
 fn is_false(it: &bool) -> bool {

@@ -10,12 +10,14 @@
 //! another command, whose arguments are not ours to add to.
 
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
 use crate::hook;
+use crate::lane::WorkerLane;
 use crate::task::{DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, TaskTable};
 use crate::wire::{self, Encoder, Message, PROTOCOL, ProtocolError, WorkerHello};
 
@@ -29,7 +31,7 @@ mod start;
 
 use arenas::Arenas;
 use channel::Channel;
-use jobs::{Asked, Jobs};
+use jobs::{Asked, Counter, Jobs};
 pub use requests::{CancelToken, cancel_requested, cancel_token};
 pub(crate) use start::Start;
 
@@ -261,6 +263,11 @@ impl Worker {
         let can_share = attached.requests.is_some();
         attached.requests.into_iter().for_each(requests::keep);
         let arenas = Arenas::new(hello.buffers.filter(|_| can_share), hello.memory_limit);
+        // Where it cannot be used, one does without: the socket is always there.
+        let lane = <[OwnedFd; 4]>::try_from(attached.lane)
+            .ok()
+            .filter(|_| hello.lane)
+            .and_then(|descriptors| WorkerLane::new(descriptors).ok());
         let max_frame = usize::try_from(hello.max_frame).unwrap_or(usize::MAX);
         channel.set_max_frame(max_frame);
         let mine = WorkerHello {
@@ -272,14 +279,25 @@ impl Worker {
             tasks: tasks.len() as u64,
             pipeline: PIPELINE,
             buffers: arenas.share_from().is_some(),
+            lane: lane.is_some(),
         };
         channel.send(&mine.encode())?;
+        let counter = match lane {
+            Some(lane) => {
+                let requests = lane.requests();
+                let requests = requests.map_err(|e| Leaving::Refused(e.to_string()))?;
+                requests::keep_lane(requests);
+                channel.use_lane(lane);
+                Counter::Lane
+            }
+            None => attached.begun.map_or(Counter::None, Counter::Eventfd),
+        };
         let answer = Encoder::new(wire::frame_limit(max_frame));
         Ok(Worker {
             channel,
             max_frame,
             answer: answer.sharing(arenas.share_from()),
-            jobs: Jobs::new(tasks, attached.begun, arenas),
+            jobs: Jobs::new(tasks, counter, arenas),
         })
     }
 
@@ -329,7 +347,7 @@ pub fn answer_to(frame: &[u8], max_frame: usize) -> Result<Option<Vec<u8>>, Prot
     let tasks = TaskTable::linked().expect("a program whose tasks have names of their own");
     let mut answer = Encoder::new(wire::frame_limit(max_frame));
     let answered = respond(
-        &Jobs::new(tasks, None, Arenas::default()),
+        &Jobs::new(tasks, Counter::None, Arenas::default()),
         &mut answer,
         frame,
     )?;

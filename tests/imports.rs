@@ -52,7 +52,7 @@ const NEVER: &[(&[&str], &[&str])] = &[
         ],
     ),
     (
-        &["src/worker", "src/hook"],
+        &["src/worker", "src/hook", "src/lane"],
         &[
             "errback_deferred",
             "errback_reactor",

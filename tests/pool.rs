@@ -20,6 +20,24 @@ fn square_of(n: i64) -> i64 {
 }
 
 #[errback::task]
+fn reversed(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.reverse();
+    bytes
+}
+
+/// A process that its job forks does not answer in its name.
+#[errback::task]
+#[allow(unsafe_code)]
+fn fork_and_add(a: i64, b: i64) -> i64 {
+    unsafe extern "C" {
+        fn fork() -> i32;
+    }
+    // SAFETY: the child goes on as the worker would, and dies of it; that is what this is about.
+    unsafe { fork() };
+    a + b
+}
+
+#[errback::task]
 fn reciprocal(n: i64) -> Result<f64, String> {
     match n {
         0 => Err("a division by zero".to_string()),
@@ -276,4 +294,38 @@ fn a_map_of_a_closed_pool_fails_each_item() {
             .as_ref()
             .is_err_and(|failure| failure.is::<errback::PoolClosed>())
     }));
+}
+
+#[test]
+fn messages_of_all_lengths_come_through_with_shared_memory_and_without() {
+    for shared in [true, false] {
+        let builder = Pool::builder().size(2).shared_memory(shared);
+        let pool = builder.build().expect("a pool");
+        // About the longest that goes through a ring, and so many that the rings are full.
+        let lengths = (0..40).chain(16_300..16_400).chain([65_536, 1 << 20]);
+        let bytes = |length: usize| (0..length).map(|n| (n % 251) as u8).collect::<Vec<_>>();
+        let results: Vec<_> = lengths
+            .map(|length| (length, pool.apply_async(reversed, (bytes(length),))))
+            .collect();
+        for (length, result) in results {
+            let mut result = result.get().expect("a value");
+            result.reverse();
+            assert!(result == bytes(length), "{length}");
+        }
+        let many: Vec<_> = (0..20_000).map(|n| pool.apply_async(add, (n, 1))).collect();
+        for (n, result) in many.into_iter().enumerate() {
+            assert_eq!(result.get().expect("a value"), n as i64 + 1);
+        }
+    }
+}
+
+#[test]
+fn a_process_that_a_job_forks_does_not_answer_in_its_name() {
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    let result = pool.apply_async(fork_and_add, (1, 2));
+    assert_eq!(result.get().expect("a value"), 3);
+    for n in 0..100 {
+        assert_eq!(pool.apply_async(add, (n, 1)).get().expect("a value"), n + 1);
+    }
+    assert_eq!(pool.stats().died, 0);
 }

@@ -8,7 +8,6 @@
 //! which only this process can write to, by a seal; and [`View`], another process's `Owned` as seen from here.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -278,23 +277,28 @@ impl Mapping {
         }
     }
 
-    /// Copies the bytes from `offset` to `into`, all of it, and returns it.
+    /// Copies `length` bytes from `offset` to the end of `into`.
     ///
     /// # Panics
     /// If they do not lie in the mapping.
-    pub(crate) fn copy_out<'a>(
-        &self,
-        offset: usize,
-        into: &'a mut [MaybeUninit<u8>],
-    ) -> &'a mut [u8] {
-        assert!(self.has(offset, into.len()));
-        // SAFETY: the range lies in the mapping, and `into` is memory of Rust's own of the same length, all of which has a
-        // value afterwards. See `copy_in` for what others may do meanwhile.
+    pub(crate) fn append_to(&self, into: &mut Vec<u8>, offset: usize, length: usize) {
+        assert!(self.has(offset, length));
+        into.reserve(length);
+        // SAFETY: the range lies in the mapping, and behind the end of `into` is as much memory of Rust's own, all of which
+        // has a value afterwards. See `copy_in` for what others may do meanwhile.
         unsafe {
             let from = self.start.as_ptr().add(offset);
-            std::ptr::copy_nonoverlapping(from, into.as_mut_ptr().cast(), into.len());
-            &mut *(std::ptr::from_mut(into) as *mut [u8])
+            std::ptr::copy_nonoverlapping(from, into.as_mut_ptr().add(into.len()), length);
+            into.set_len(into.len() + length);
         }
+    }
+
+    /// A process that this one forks does not have it: who touches it there dies of that.
+    pub(crate) fn keep_from_children(&self) -> io::Result<()> {
+        let start = self.start.as_ptr().cast();
+        // SAFETY: this is a whole mapping of ours, of which nothing changes in this process.
+        unsafe { rustix::mm::madvise(start, self.length, Advice::LinuxDontFork)? };
+        Ok(())
     }
 
     fn has(&self, offset: usize, length: usize) -> bool {
@@ -324,8 +328,9 @@ mod tests {
             .map(|access| Mapping::new(memfd.as_fd(), access).expect("a mapping"));
         ours.copy_in(8000, b"hello");
         ours.number(8).store(7, Ordering::Release);
-        let mut bytes = [MaybeUninit::uninit(); 5];
-        assert_eq!(theirs.copy_out(8000, &mut bytes), b"hello");
+        let mut bytes = Vec::new();
+        theirs.append_to(&mut bytes, 8000, 5);
+        assert_eq!(bytes, b"hello");
         assert_eq!(theirs.number(8).load(Ordering::Acquire), 7);
         assert_eq!(theirs.len(), 8192);
     }

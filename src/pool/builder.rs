@@ -49,6 +49,7 @@ pub struct Builder {
     max_jobs: Option<u64>,
     max_memory: Option<u64>,
     batches: bool,
+    lanes: bool,
     boot_deadline: Duration,
     max_message: usize,
     share_from: Option<usize>,
@@ -78,6 +79,7 @@ impl Builder {
             max_jobs: None,
             max_memory: None,
             batches: true,
+            lanes: true,
             boot_deadline: Duration::from_secs(30),
             max_message: wire::MAX_FRAME,
             share_from: Some(arena::SHARE_FROM),
@@ -190,6 +192,16 @@ impl Builder {
     /// behind it go to other workers. Jobs with a timeout or an expiry go alone. Default: yes.
     pub fn batching(mut self, batches: bool) -> Self {
         self.batches = batches;
+        self
+    }
+
+    /// Whether calls and answers go through memory that the host shares with each worker, which saves most of their system
+    /// calls. Some hundred KiB for each worker, and two descriptors. Workers that do not know of it (those in Python, at
+    /// present) use their socket, and so do all on a machine that refuses the memory. Default: yes.
+    ///
+    /// The host only reads what a worker writes there, and checks it as it does what comes over a socket.
+    pub fn shared_memory(mut self, shared: bool) -> Self {
+        self.lanes = shared;
         self
     }
 
@@ -345,13 +357,14 @@ impl Builder {
             share_from: self.share_from,
             trusts_workers: self.trusts_workers,
             pass_output: self.pass_output,
-            hello: hello.encode(),
+            hello,
             build,
             launch: Launch {
                 program,
                 environment: self.environment,
                 clear_environment: self.clear_environment,
                 directory: self.directory,
+                lanes: self.lanes,
             },
         };
         Ok(Pool::start(settings)?)

@@ -18,8 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rustix::event::EventfdFlags;
@@ -34,6 +34,8 @@ use super::python::PythonProgram;
 use super::wakeup::{self, Wakeup};
 use crate::error::{Exit, SpawnFailed, SpawnFailure, Usage};
 use crate::hook::{self, Collected, Ending};
+use crate::lane::HostLane;
+use crate::wire::HostHello;
 use crate::worker;
 
 /// What a worker is started from.
@@ -42,6 +44,8 @@ pub(super) struct Launch {
     pub(super) environment: Vec<(OsString, Option<OsString>)>,
     pub(super) clear_environment: bool,
     pub(super) directory: Option<PathBuf>,
+    /// Whether workers are offered shared memory.
+    pub(super) lanes: bool,
 }
 
 pub(super) enum Program {
@@ -60,6 +64,8 @@ pub(super) enum Program {
 pub(super) struct Child {
     pub(super) process: Arc<Process>,
     pub(super) socket: OwnedFd,
+    /// What it was offered, and may use.
+    pub(super) lane: Option<HostLane>,
     pub(super) output: WorkerOutput,
     pub(super) born: Instant,
 }
@@ -109,8 +115,8 @@ impl Launch {
         matches!(self.program, Program::Python(_))
     }
 
-    /// Starts a worker. `hello` is in its socket before it is born, so that it need not wait for us.
-    pub(super) fn spawn(&self, hello: &[u8]) -> Result<Child, Stillborn> {
+    /// Starts a worker. Our hello is in its socket before it is born, so that it need not wait for us.
+    pub(super) fn spawn(&self, hello: &HostHello) -> Result<Child, Stillborn> {
         let (socket, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -124,8 +130,18 @@ impl Launch {
             SocketFlags::CLOEXEC,
             None,
         )?;
-        let attached = [begun.as_fd(), their_requests.as_fd()];
-        send_with_descriptors(&socket, hello, &attached)?;
+        // A machine that has no such memory, or no descriptors left for it, has the socket.
+        let lane = self.lanes.then(HostLane::new).and_then(Result::ok);
+        let hello = HostHello {
+            lane: lane.is_some(),
+            ..hello.clone()
+        };
+        let mut attached = vec![begun.as_fd(), their_requests.as_fd()];
+        if let Some((lane, handed)) = &lane {
+            attached.extend(lane.descriptors(handed));
+        }
+        send_with_descriptors(&socket, &hello.encode(), &attached)?;
+        let lane = lane.map(|(lane, _)| lane);
         let ends = Ends {
             wakeup: Wakeup::new()?,
             begun,
@@ -143,6 +159,7 @@ impl Launch {
         Ok(Child {
             process,
             socket,
+            lane,
             output,
             born: Instant::now(),
         })
@@ -213,12 +230,12 @@ fn own_program() -> PathBuf {
 fn send_with_descriptors(
     socket: &OwnedFd,
     bytes: &[u8],
-    descriptors: &[BorrowedFd<'_>; 2],
+    descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(6))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let pushed = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
-    debug_assert!(pushed, "the space is for two descriptors");
+    debug_assert!(pushed, "the space is for six descriptors");
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
     // A socket that nobody has written to takes a hello of some hundred bytes whole.
@@ -234,6 +251,8 @@ pub(super) struct Process {
     pid: Pid,
     pidfd: OwnedFd,
     ends: Ends,
+    /// The lane, of a worker that uses it.
+    lane: OnceLock<Arc<HostLane>>,
     /// Whether we have killed it: it was alive until then.
     killed: AtomicBool,
 }
@@ -305,6 +324,7 @@ impl Process {
                 pid,
                 pidfd,
                 ends,
+                lane: OnceLock::new(),
                 killed: AtomicBool::new(false),
             }),
             Err(why) => {
@@ -347,23 +367,47 @@ impl Process {
         &self.ends.wakeup
     }
 
+    /// The worker uses this lane.
+    pub(super) fn use_lane(&self, lane: Arc<HostLane>) {
+        let _ = self.lane.set(lane);
+    }
+
     /// How many calls the worker has begun since this was asked last. Under the pool's lock.
     pub(super) fn take_count(&self) -> u64 {
-        wakeup::count(&self.ends.begun)
+        match self.lane.get() {
+            Some(lane) => lane.take_count(),
+            None => wakeup::count(&self.ends.begun),
+        }
     }
 
-    /// Asks the worker to stop a call. A worker that has not looked for so long that there is no room is told nothing.
-    pub(super) fn request_stop(&self, call: u64) {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let _ = rustix::net::send(&self.ends.requests, &call.to_ne_bytes(), flags);
+    /// Asks the worker to stop a call. `false`: it has not looked for so long that there is no room, and was told nothing.
+    pub(super) fn request_stop(&self, call: u64) -> bool {
+        match self.lane.get() {
+            Some(lane) => lane.request(call, 0),
+            None => self.send_request(&call.to_ne_bytes()),
+        }
     }
 
-    /// Tells the worker to pass over a call, if it has not begun with it.
-    pub(super) fn take_back(&self, call: u64) {
-        let mut packet = [1; 9];
-        packet[..8].copy_from_slice(&call.to_ne_bytes());
+    /// Tells the worker to pass over calls, those of them that it has not begun. They are all with this worker, one behind the
+    /// other. `false`: it was not told of all.
+    pub(super) fn take_back(&self, mut calls: impl Iterator<Item = u64>) -> bool {
+        let Some(lane) = self.lane.get() else {
+            return calls.all(|call| {
+                let mut packet = [1; 9];
+                packet[..8].copy_from_slice(&call.to_ne_bytes());
+                self.send_request(&packet)
+            });
+        };
+        let Some(from) = calls.next() else {
+            return true;
+        };
+        // Numbers between them are not with this worker.
+        lane.request(from, calls.last().unwrap_or(from))
+    }
+
+    fn send_request(&self, packet: &[u8]) -> bool {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let _ = rustix::net::send(&self.ends.requests, &packet, flags);
+        rustix::net::send(&self.ends.requests, packet, flags).is_ok()
     }
 
     /// Where requests to stop go, and what is said of shared memory.

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,15 +22,25 @@ use super::backlog::Call;
 use super::child::{Child, Process};
 use super::job::{Job, Verdict};
 use super::output::WorkerOutput;
+use super::pace;
 use super::wakeup::poll;
 use crate::buffer::travel::Received;
-use crate::wire::{self, Answer, EncodeError, FrameReader, Message, Outcome, ProtocolError};
+use crate::lane::{self, Broken, HostLane};
+use crate::wire::{
+    self, Answer, EncodeError, FrameReader, Message, ProtocolError, RemoteErrorBody,
+};
 
 /// How long a worker may live on after its end of the socket was closed, before it is killed.
 const END_OF_FILE_GRACE: Duration = Duration::from_millis(200);
 
 /// A dead worker's socket holds no more than its send buffer; whoever goes on writing is a grandchild.
 const LAST_WORDS: usize = 16 << 20;
+
+/// So many answers are taken at a time.
+const AT_ONCE: usize = 256;
+
+/// How long an answer may lie beside others that are waited for together with it.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// No worker has more to say before it was sent a call.
 const LONGEST_HELLO: usize = 64 << 10;
@@ -47,6 +58,8 @@ pub(super) struct Connection {
     pub(super) sent: VecDeque<Sent>,
     /// How many of them, at the end, are not written to their end.
     unwritten: usize,
+    /// The memory that the worker shares with us, if it uses it.
+    lane: Option<Lane>,
     /// How much of the first of those is written.
     written: usize,
     /// Jobs that it answered after its kill had been decided: they end when it is dead.
@@ -67,7 +80,25 @@ pub(super) struct Connection {
     /// How many bytes are still read once the process is dead.
     last_words: usize,
     /// The first call, and what was not written, when it was last looked.
-    looked: (u64, usize, usize),
+    looked: (u64, usize, usize, u64),
+    /// The lane that it was offered.
+    offered: Option<Arc<HostLane>>,
+    /// How many answers have come through the lane.
+    heard: u64,
+    /// Whether each answer is to be told at once: of those that were waited for together, one takes its time.
+    hurry: bool,
+}
+
+/// The lane as its worker's waiter has it.
+struct Lane {
+    ends: Arc<HostLane>,
+    reader: FrameReader,
+    /// Whether the next frame is on the socket: the lane has said so.
+    on_socket: bool,
+    /// Calls that the worker does not see yet.
+    unpublished: bool,
+    /// How much room there is for calls.
+    room: usize,
 }
 
 /// When something is to be done about the first call if it has not been answered by then.
@@ -100,6 +131,21 @@ pub(super) struct Sent {
     pub(super) received: Received,
 }
 
+/// An answer, whose bytes are in the reader.
+pub(super) struct Heard {
+    pub(super) sent: Sent,
+    pub(super) outcome: Said,
+    /// In which of the readers its bytes are.
+    pub(super) on_socket: bool,
+}
+
+/// Where the value is, or the error.
+type Said = Result<Range<usize>, Box<RemoteErrorBody>>;
+
+fn broken(broken: Broken) -> ProtocolError {
+    ProtocolError::new(broken.to_string())
+}
+
 /// What a wait ended with.
 pub(super) enum Event {
     /// A whole frame is in the reader.
@@ -116,11 +162,19 @@ pub(super) enum Event {
     Garbage(ProtocolError),
 }
 
+impl Lane {
+    /// Whether the next frame is on the socket, and nobody has seen to it.
+    fn is_at_mark(&self) -> bool {
+        !self.on_socket && self.reader.has_empty_frame()
+    }
+}
+
 impl Connection {
     pub(super) fn new(child: Child) -> Self {
         let Child {
             process,
             socket,
+            lane,
             output,
             born,
         } = child;
@@ -133,6 +187,10 @@ impl Connection {
             reader: FrameReader::new(LONGEST_HELLO),
             sent: VecDeque::new(),
             unwritten: 0,
+            lane: None,
+            offered: lane.map(Arc::new),
+            heard: 0,
+            hurry: false,
             written: 0,
             late: Vec::new(),
             answered: 0,
@@ -143,15 +201,71 @@ impl Connection {
             last: born,
             oom_count: None,
             last_words: LAST_WORDS,
-            looked: (0, 0, 0),
+            looked: (0, 0, 0, 0),
         }
     }
 
-    /// Puts a call behind those that are to be written.
+    /// From here on all goes through the lane that was offered.
+    pub(super) fn use_lane(&mut self) -> Result<(), ProtocolError> {
+        let Some(ends) = self.offered.take() else {
+            return Err(ProtocolError::new("it uses a lane that it was not offered"));
+        };
+        self.process.use_lane(Arc::clone(&ends));
+        self.lane = Some(Lane {
+            ends,
+            reader: FrameReader::new(lane::LONGEST),
+            on_socket: false,
+            unpublished: false,
+            room: 0,
+        });
+        Ok(())
+    }
+
+    /// It has said that it does without.
+    pub(super) fn refuse_lane(&mut self) {
+        self.offered = None;
+    }
+
+    /// How many calls may be with the worker at a time.
+    pub(super) fn most_together(&self) -> usize {
+        match self.lane {
+            Some(_) => pace::MOST,
+            None => pace::MOST_ON_A_SOCKET,
+        }
+    }
+
+    /// Whether a call of up to so many bytes can be pushed now.
+    pub(super) fn has_room_for(&mut self, bytes: usize) -> bool {
+        let Some(lane) = &mut self.lane else {
+            return true;
+        };
+        if lane.room < bytes {
+            // What is wrong with it is found out where it can be told.
+            lane.room = lane.ends.room().unwrap_or(0);
+        }
+        lane.room >= bytes
+    }
+
+    /// Gives the worker a call behind those that it has, or puts it behind those that are to be written.
     pub(super) fn push(&mut self, call: Call, at: Instant) {
+        // What refers to buffers is made ready before it is written.
+        let by_socket = call.frame.len() > lane::LONGEST || !call.attachments.is_empty();
+        match &mut self.lane {
+            Some(lane) => {
+                let part = match by_socket {
+                    true => &lane::ON_THE_SOCKET[..],
+                    false => &call.frame,
+                };
+                lane.ends.push(part);
+                lane.room = lane.room.saturating_sub(part.len());
+                lane.unpublished = true;
+                self.unwritten += usize::from(by_socket);
+            }
+            None => self.unwritten += 1,
+        }
+        self.hurry = false;
         let received = Received::new();
         self.sent.push_back(Sent { call, at, received });
-        self.unwritten += 1;
     }
 
     /// Whether the first call has been written to its end.
@@ -162,49 +276,123 @@ impl Connection {
     /// Whether the worker has neither answered nor read anything since this was asked last.
     pub(super) fn stands_still(&mut self) -> bool {
         let first = self.sent.front().map_or(0, |sent| sent.call.key.id);
-        let now = (first, self.unwritten, self.written);
+        let read = self.lane.as_ref().map_or(0, |lane| lane.ends.calls_read());
+        let now = (first, self.unwritten, self.written, read);
         std::mem::replace(&mut self.looked, now) == now
     }
 
-    /// The answer in the next frame, if there is a whole one, and the call that it is to. `None` too for what is no answer,
-    /// and may be passed over.
-    pub(super) fn next_answer(&mut self) -> Result<Option<(Sent, Answer<'_>)>, ProtocolError> {
-        if !self.reader.has_frame()? || self.sent.is_empty() {
-            return Ok(None);
+    /// The reader in which the next frame is, or will be.
+    pub(super) fn reader(&mut self) -> &mut FrameReader {
+        match &mut self.lane {
+            Some(lane) if !lane.on_socket => &mut lane.reader,
+            _ => &mut self.reader,
         }
+    }
+
+    /// Whether a whole frame is there.
+    fn has_frame(&mut self) -> Result<bool, ProtocolError> {
+        if let Some(lane) = &mut self.lane
+            && !lane.on_socket
+            && lane.reader.has_frame()?
+            && lane.reader.has_empty_frame()
+        {
+            lane.reader.next_frame()?;
+            lane.on_socket = true;
+        }
+        self.reader().has_frame()
+    }
+
+    /// The answers in the frames that are there, but not too many at once, and the calls that they are to. What is no answer
+    /// and may be passed over is. Those before bad bytes count.
+    pub(super) fn answers(&mut self) -> (Vec<Heard>, Result<(), ProtocolError>) {
+        let mut heard = Vec::new();
+        while heard.len() < AT_ONCE && !self.sent.is_empty() {
+            let is_mark = self.lane.as_ref().is_some_and(Lane::is_at_mark);
+            match self.reader().has_frame() {
+                Ok(true) if !is_mark => {}
+                Ok(_) => break,
+                Err(error) => return (heard, Err(error)),
+            }
+            match self.next_answer() {
+                Ok(answer) => heard.extend(answer),
+                Err(error) => return (heard, Err(error)),
+            }
+            if self.lane.is_some() && heard.last().is_some_and(|answer| answer.on_socket) {
+                break; // the next one is in the lane again
+            }
+        }
+        (heard, Ok(()))
+    }
+
+    /// The next of them; `None` for what is no answer.
+    fn next_answer(&mut self) -> Result<Option<Heard>, ProtocolError> {
         let is_written = self.first_is_written();
-        let frame = self.reader.next_frame()?.expect("there is one");
-        let (message, refers) = Message::read(frame)?;
+        let on_socket = self.lane.as_ref().is_none_or(|lane| lane.on_socket);
+        let reader = match &mut self.lane {
+            Some(lane) if !lane.on_socket => &mut lane.reader,
+            _ => &mut self.reader,
+        };
+        let range = reader.next_range()?.expect("there is a frame");
+        let (message, refers) = Message::read(reader.slice(range.clone()))?;
         let answer = match message {
-            Message::Answer(answer) => answer,
+            Message::Answer(answer) => Some(answer),
             Message::Notification {
                 method: wire::BUFFERS,
                 params,
             } => {
                 let calls = self.sent.iter().map(|sent| &sent.call);
                 self.arenas.note(params, calls)?;
-                return Ok(None);
+                None
             }
-            Message::Notification { .. } => return Ok(None), // from a later version
+            Message::Notification { .. } => None, // from a later version
             Message::Call { .. } => return Err(ProtocolError::new("it sent a call")),
+        };
+        let answer = answer.map(|Answer { id, outcome }| match outcome {
+            wire::Outcome::Value(value) => (id, Ok(range.end - value.len()..range.end)),
+            wire::Outcome::Error(error) => (id, Err(Box::new(error))),
+        });
+        if let Some(lane) = &mut self.lane {
+            lane.on_socket = false;
+        }
+        let Some((id, outcome)) = answer else {
+            return Ok(None);
         };
         if !is_written {
             let sentence = "it answered before it had read the call";
             return Err(ProtocolError::new(sentence));
         }
         let expected = self.sent[0].call.wire_id;
-        if answer.id != expected {
-            return Err(ProtocolError::new(format!(
-                "it answered call {} instead of {expected}",
-                answer.id
-            )));
+        if id != expected {
+            let sentence = format!("it answered call {id} instead of {expected}");
+            return Err(ProtocolError::new(sentence));
         }
         self.answered += 1;
         let mut sent = self.sent.pop_front().expect("the first is written");
-        if refers && let Outcome::Value(value) = answer.outcome {
-            sent.received = self.arenas.receive(value)?;
+        if refers && let Ok(range) = &outcome {
+            let reader = match &self.lane {
+                Some(lane) if !on_socket => &lane.reader,
+                _ => &self.reader,
+            };
+            sent.received = self.arenas.receive(reader.slice(range.clone()))?;
         }
-        Ok(Some((sent, answer)))
+        self.heard += 1;
+        Ok(Some(Heard {
+            sent,
+            outcome,
+            on_socket,
+        }))
+    }
+
+    /// What an answer says. Its bytes stay where they are until more are read.
+    pub(super) fn outcome(&self, outcome: Said, on_socket: bool) -> wire::Outcome<'_> {
+        let reader = match &self.lane {
+            Some(lane) if !on_socket => &lane.reader,
+            _ => &self.reader,
+        };
+        match outcome {
+            Ok(range) => wire::Outcome::Value(reader.slice(range)),
+            Err(error) => wire::Outcome::Error(*error),
+        }
     }
 
     /// Makes the last call ready to be written. One that cannot be sent is given back.
@@ -215,14 +403,18 @@ impl Connection {
         let limit = wire::frame_limit(max_frame);
         self.arenas.prepare(&mut last.call, limit).map_err(|error| {
             self.unwritten -= 1;
+            if let Some(lane) = &mut self.lane {
+                lane.ends.pop(lane::ON_THE_SOCKET.len());
+            }
             Box::new((self.sent.pop_back().expect("there is one"), error))
         })
     }
 
     /// Blocks until something happens, and meanwhile writes what is to be written.
     pub(super) fn wait(&mut self, deadline: Option<Instant>) -> Event {
+        self.publish();
         loop {
-            match self.reader.has_frame() {
+            match self.has_frame() {
                 Ok(true) => return Event::Frame,
                 Ok(false) => {}
                 Err(error) => return Event::Garbage(error),
@@ -230,8 +422,14 @@ impl Connection {
             if self.write().is_err() {
                 return Event::Closed;
             }
-            let ready = self.poll(self.unwritten > 0, deadline);
-            if ready.socket {
+            match self.read_lane() {
+                Ok(0) => {}
+                Ok(_) if self.has_frame() != Ok(false) => continue,
+                Ok(_) => {}
+                Err(error) => return Event::Garbage(error),
+            }
+            let (ready, patient) = self.sleep(deadline);
+            if ready.socket && self.reads_socket() {
                 match self.read() {
                     Ok(0) if ready.process => return Event::Died,
                     Ok(0) => return Event::Closed,
@@ -240,24 +438,84 @@ impl Connection {
                         continue;
                     }
                     Ok(_) if ready.process => self.last_words = 0,
-                    Ok(_) if self.reader.has_frame() != Ok(false) => continue,
+                    Ok(_) if self.has_frame() != Ok(false) => continue,
                     // Bytes that come without an end must not keep us from what else there is.
                     Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(_) => return Event::Closed,
                 }
             }
+            let words = self.lane.as_ref().is_some_and(|lane| lane.ends.has_bytes());
             match ready {
+                // It has said something before. What a lane holds is bounded; it is read once more.
+                Ready { process: true, .. } if words && self.last_words > 0 => {
+                    self.last_words = self.last_words.saturating_sub(lane::LONGEST);
+                }
                 Ready { process: true, .. } => return Event::Died,
                 Ready { wakeup: true, .. } => {
                     self.process.wakeup().clear();
                     return Event::Woken;
                 }
+                Ready { socket: true, .. } if !self.reads_socket() && !words => {
+                    return Event::Closed;
+                }
                 Ready {
                     writable: false, ..
                 } if is_past(deadline) => return Event::Late,
+                // Patience is at its end: whatever comes next is wanted at once.
+                Ready {
+                    bell: false,
+                    socket: false,
+                    writable: false,
+                    ..
+                } if patient && !words => self.hurry = true,
                 _ => {}
             }
         }
+    }
+
+    /// Whether what comes next is on the socket.
+    fn reads_socket(&self) -> bool {
+        self.lane.as_ref().is_none_or(|lane| lane.on_socket)
+    }
+
+    /// Takes what is in the lane. How much.
+    fn read_lane(&mut self) -> Result<usize, ProtocolError> {
+        match &mut self.lane {
+            Some(lane) if !lane.on_socket => {
+                if lane.ends.room().is_err() {
+                    return Err(broken(Broken));
+                }
+                lane.ends.read(lane.reader.room()).map_err(broken)
+            }
+            _ => Ok(0),
+        }
+    }
+
+    /// Sleeps until something happens. Whether it was for less than that, because answers may lie beside others: second.
+    fn sleep(&self, deadline: Option<Instant>) -> (Ready, bool) {
+        let write = self.unwritten > 0;
+        let Some(lane) = self.lane.as_ref().filter(|lane| !lane.on_socket) else {
+            return (self.poll(write, deadline), false);
+        };
+        let wanted = match self.hurry {
+            true => 1,
+            false => self.sent.len().saturating_sub(self.refill_at).max(1) as u64,
+        };
+        let patient = wanted > 1;
+        let until = match lane.ends.doze(self.heard + wanted) {
+            false => Some(Instant::now()),
+            true if patient => {
+                let until = Instant::now() + PATIENCE;
+                Some(deadline.map_or(until, |deadline| deadline.min(until)))
+            }
+            true => deadline,
+        };
+        let ready = self.poll(write, until);
+        lane.ends.wake_up();
+        if ready.bell {
+            lane.ends.clear_bell();
+        }
+        (ready, patient)
     }
 
     /// Whether the process ends within `grace`.
@@ -275,16 +533,20 @@ impl Connection {
         self.ends_within(END_OF_FILE_GRACE)
     }
 
-    /// Takes what the kernel still holds of a dead worker's words. Whether there is a whole frame then.
+    /// Takes what the kernel and the lane still hold of a dead worker's words. Whether there is a whole frame then.
     pub(super) fn drain(&mut self) -> bool {
         loop {
-            match self.reader.has_frame() {
+            match self.has_frame() {
                 Ok(false) if self.last_words > 0 => {}
                 result => return result.unwrap_or(false),
             }
-            match self.read() {
+            let read = match self.reads_socket() {
+                true => self.read(),
+                false => self.read_lane().map_err(|_| Errno::BADMSG),
+            };
+            match read {
                 Err(Errno::INTR) => {}
-                Ok(0) | Err(_) => return self.reader.has_frame().unwrap_or(false),
+                Ok(0) | Err(_) => return self.has_frame().unwrap_or(false),
                 Ok(n) => self.last_words = self.last_words.saturating_sub(n),
             }
         }
@@ -295,7 +557,17 @@ impl Connection {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
     }
 
-    /// Writes what goes without blocking.
+    /// Lets the worker see what is in its lane.
+    fn publish(&mut self) {
+        if let Some(lane) = &mut self.lane
+            && std::mem::take(&mut lane.unpublished)
+            && lane.ends.publish()
+        {
+            lane.ends.ring();
+        }
+    }
+
+    /// Writes what goes over the socket without blocking.
     fn write(&mut self) -> Result<(), Errno> {
         while self.unwritten > 0 {
             let first = self.sent.len() - self.unwritten;
@@ -342,23 +614,30 @@ impl Connection {
     }
 
     fn poll(&self, write: bool, deadline: Option<Instant>) -> Ready {
-        let interest = if write {
-            PollFlags::IN | PollFlags::OUT
-        } else {
-            PollFlags::IN
+        // What is on the socket is not due before the lane says so; but that it ends is to be seen.
+        let mut interest = match self.reads_socket() {
+            true => PollFlags::IN,
+            false => PollFlags::RDHUP,
         };
+        interest.set(PollFlags::OUT, write);
+        let lane = self.lane.as_ref();
+        let bell = lane.map_or(self.process.wakeup().as_fd(), |lane| lane.ends.bell());
         let mut fds = [
             PollFd::from_borrowed_fd(self.socket.as_fd(), interest),
             PollFd::from_borrowed_fd(self.process.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.process.wakeup().as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(bell, PollFlags::IN),
         ];
-        poll(&mut fds, deadline);
-        let [socket, process, wakeup] = fds.map(|fd| fd.revents());
+        let count = if lane.is_some() { 4 } else { 3 };
+        poll(&mut fds[..count], deadline);
+        let [socket, process, wakeup, bell] = fds.map(|fd| fd.revents());
         Ready {
-            socket: socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
+            socket: socket
+                .intersects(PollFlags::IN | PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR),
             writable: socket.contains(PollFlags::OUT),
             process: !process.is_empty(),
             wakeup: !wakeup.is_empty(),
+            bell: !bell.is_empty(),
         }
     }
 }
@@ -368,6 +647,7 @@ struct Ready {
     writable: bool,
     process: bool,
     wakeup: bool,
+    bell: bool,
 }
 
 fn is_past(deadline: Option<Instant>) -> bool {

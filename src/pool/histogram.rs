@@ -61,13 +61,21 @@ impl Default for Histogram {
 impl Histogram {
     /// Counts a value. (More than 584 years count as so many.)
     pub fn record(&mut self, value: Duration) {
+        self.record_many(value, 1);
+    }
+
+    /// Adds the same value so many times.
+    pub(super) fn record_many(&mut self, value: Duration, count: u64) {
+        if count == 0 {
+            return;
+        }
         let nanos = value
             .as_secs()
             .saturating_mul(1_000_000_000)
             .saturating_add(value.subsec_nanos().into());
-        self.buckets[bucket_of(nanos)] += 1;
-        self.count += 1;
-        self.sum += u128::from(nanos);
+        self.buckets[bucket_of(nanos)] += count;
+        self.count += count;
+        self.sum += u128::from(nanos) * u128::from(count);
         self.min = self.min.min(nanos);
         self.max = self.max.max(nanos);
     }

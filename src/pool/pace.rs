@@ -8,8 +8,10 @@ use std::time::Duration;
 
 /// All jobs that are with a worker are to be done within this.
 const TOGETHER: Duration = Duration::from_millis(1);
-/// The most that go together.
-const MOST: usize = 64;
+/// The most that go together through shared memory.
+pub(super) const MOST: usize = 1024;
+/// The most that go together over a socket: each answer must fit into its buffer beside the others, or the worker waits.
+pub(super) const MOST_ON_A_SOCKET: usize = 64;
 /// So many jobs of a task are timed alone before any go together.
 const PROOF: u32 = 3;
 
@@ -27,10 +29,10 @@ struct Pace {
 }
 
 impl Paces {
-    /// A job took so long.
-    pub(super) fn note(&mut self, task: &'static str, took: Duration) {
+    /// So many jobs took so long each.
+    pub(super) fn note(&mut self, task: &'static str, took: Duration, jobs: u32) {
         let pace = self.of(task);
-        pace.jobs = pace.jobs.saturating_add(1);
+        pace.jobs = pace.jobs.saturating_add(jobs);
         // A long one counts at once, and is forgotten in a while.
         pace.estimate = took.max((pace.estimate + took) / 2);
     }
@@ -79,12 +81,12 @@ mod tests {
         let mut paces = Paces::default();
         assert_eq!(paces.together("a"), 1, "unknown");
         for _ in 0..PROOF {
-            paces.note("a", 100 * US);
+            paces.note("a", 100 * US, 1);
         }
         assert_eq!(paces.together("a"), 10, "1 ms of them");
         assert_eq!(paces.together("b"), 1, "another task");
-        for _ in 0..20 {
-            paces.note("a", US);
+        for _ in 0..40 {
+            paces.note("a", US / 10, 1);
         }
         assert_eq!(paces.together("a"), MOST);
     }
@@ -93,16 +95,16 @@ mod tests {
     fn one_long_job_ends_it_for_a_while() {
         let mut paces = Paces::default();
         for _ in 0..10 {
-            paces.note("a", US);
+            paces.note("a", US, 1);
         }
-        paces.note("a", Duration::from_secs(1));
+        paces.note("a", Duration::from_secs(1), 1);
         assert_eq!(paces.together("a"), 1);
         for _ in 0..5 {
-            paces.note("a", US);
+            paces.note("a", US, 1);
         }
         assert_eq!(paces.together("a"), 1);
-        for _ in 0..20 {
-            paces.note("a", US);
+        for _ in 0..40 {
+            paces.note("a", US / 10, 1);
         }
         assert_eq!(paces.together("a"), MOST);
     }

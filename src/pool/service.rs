@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::child::{Child, Ended, Process};
-use super::connection::{Connection, Sent};
+use super::connection::{Connection, Heard};
 use super::hand::Answered;
 use super::job::{Job, JobKey, Verdict, WorkerId};
 use super::state::{self, Place, Stage, State};
@@ -76,6 +76,7 @@ impl Shared {
             if state.place(id).dead {
                 return Next::Died;
             }
+            worker.refill_at = 0;
             let took = state.waiting() > 0 && self.take_jobs(&mut state, id, worker);
             if took || !worker.sent.is_empty() {
                 if took && state.is_running_out() {
@@ -120,8 +121,14 @@ impl Shared {
         id: WorkerId,
         worker: &mut Connection,
     ) -> bool {
+        // What goes with others is small.
+        const SMALL: usize = 5000;
         let now = Instant::now();
         let had = worker.sent.len();
+        // The ring of a worker that has nothing is empty. If it says otherwise, it is found out when its answer is waited for.
+        if had > 0 && !worker.has_room_for(SMALL) {
+            return false;
+        }
         let take = |state: &mut State, worker: &mut Connection| {
             let Some(call) = state.backlog.take(id) else {
                 return false;
@@ -145,9 +152,14 @@ impl Shared {
         // An equal share for each worker: several that go to one while another has nothing to do are no gain.
         let jobs = state.backlog.queued() + worker.sent.len();
         let share = jobs.div_ceil(state.serving().max(1));
-        let together = state.paces.together(task).min(share);
+        let together = state
+            .paces
+            .together(task)
+            .min(share)
+            .min(worker.most_together());
         while worker.sent.len() < together
             && worker.calls_left != Some(0)
+            && worker.has_room_for(SMALL)
             && state
                 .backlog
                 .next_with_others()
@@ -161,21 +173,27 @@ impl Shared {
         worker.sent.len() > had
     }
 
-    /// The worker answered a call, which took so long.
+    /// The worker answered these calls, which took so long in all.
     pub(super) fn complete(
         &self,
         id: WorkerId,
-        sent: &Sent,
+        heard: &[Heard],
         first: bool,
         took: Duration,
-    ) -> Answered {
+    ) -> Vec<Answered> {
+        let each = took / heard.len().max(1) as u32;
         let mut state = self.state.lock();
         if first {
             state.breaker.succeeded();
         }
-        state.run_time.record(took);
-        if sent.call.with_others {
-            state.paces.note(sent.call.task, took);
+        state.run_time.record_many(each, heard.len() as u64);
+        let (mut task, mut jobs) = ("", 0);
+        for Heard { sent, .. } in heard.iter().filter(|it| it.sent.call.with_others) {
+            // Those that go together are of one task.
+            (task, jobs) = (sent.call.task, jobs + 1);
+        }
+        if jobs > 0 {
+            state.paces.note(task, each, jobs);
         }
         let State {
             places,
@@ -183,13 +201,17 @@ impl Shared {
             counts,
             ..
         } = &mut *state;
-        let answered = places[id.0 as usize].hand.answer(sent.call.key, backlog);
-        match answered {
-            Answered::Finish(_) => counts.note_end(None),
-            Answered::Stopped(_, verdict) => counts.note_end(Some(verdict)),
-            Answered::Dropped | Answered::TooLate(..) => {}
-        }
-        answered
+        let hand = &mut places[id.0 as usize].hand;
+        let answer = |heard: &Heard| {
+            let answered = hand.answer(heard.sent.call.key, backlog);
+            match answered {
+                Answered::Finish(_) => counts.note_end(None),
+                Answered::Stopped(_, verdict) => counts.note_end(Some(verdict)),
+                Answered::Dropped | Answered::TooLate(..) => {}
+            }
+            answered
+        };
+        heard.iter().map(answer).collect()
     }
 
     /// A job that was given to a worker could not be sent to it. It is returned, unless somebody has ended it.

@@ -226,19 +226,19 @@ impl State {
             ..
         } = self;
         let place = &mut places[id.0 as usize];
+        let mut told = false;
         if let Some(process) = &place.process {
             // In this order; see docs/protocol.md, "Call". One that was asked is not asked again: there is only so much room
             // for requests.
-            place
+            told = place
                 .hand
                 .wire_id(key)
-                .into_iter()
-                .for_each(|call| process.request_stop(call));
+                .is_some_and(|call| process.request_stop(call));
             place.hand.count(process.take_count(), id, backlog);
         }
         let now = Instant::now();
         let kill_at = now.checked_add(grace);
-        let revocable = place.pipelines && place.process.is_some();
+        let revocable = place.pipelines && told;
         let stopped = place.hand.stop(key, verdict, kill_at, revocable, backlog);
         if let Stopped::Ended(job) = stopped {
             counts.note_end(Some(verdict));
@@ -279,13 +279,12 @@ impl State {
             return 0;
         };
         if let Some(first) = sent.front() {
-            paces.note(first.call.task, first.at.elapsed());
+            paces.note(first.call.task, first.at.elapsed(), 1);
         }
         // In this order; see docs/protocol.md, "Call".
-        place
-            .hand
-            .behind_first()
-            .for_each(|call| process.take_back(call));
+        if !process.take_back(place.hand.behind_first()) {
+            return 0;
+        }
         place.hand.count(process.take_count(), id, backlog);
         let keys = place.hand.take_back();
         for key in keys.iter().rev() {

@@ -135,8 +135,11 @@ impl Waiter {
         worker.push(initializer.call(), Instant::now());
         let why = loop {
             self.first_frame(worker, deadline)?;
-            if let Some((_, answer)) = worker.next_answer().map_err(not_a_worker)? {
-                break initializer.failure(answer.outcome, is_python);
+            let (heard, result) = worker.answers();
+            result.map_err(not_a_worker)?;
+            if let Some(heard) = heard.into_iter().next() {
+                let outcome = worker.outcome(heard.outcome, heard.on_socket);
+                break initializer.failure(outcome, is_python);
             }
         };
         worker.answered = 0;
@@ -167,6 +170,12 @@ impl Waiter {
         worker.arenas.shared = hello.buffers && self.shared.settings.share_from.is_some();
         worker.arenas.trusted = self.shared.settings.trusts_workers;
         worker.reader.set_max_frame(self.shared.settings.max_frame);
+        match hello.lane {
+            true => worker
+                .use_lane()
+                .map_err(|why| SpawnFailure::NotAWorker(why.to_string()))?,
+            false => worker.refuse_lane(),
+        }
         match &self.shared.settings.build {
             Some(ours) if *ours != hello.build => Err(SpawnFailure::BuildMismatch {
                 ours: ours.clone(),
@@ -231,25 +240,23 @@ impl Waiter {
         if !worker.sent.is_empty() {
             return Ok(());
         }
-        while let Some(frame) = worker.reader.next_frame()? {
+        while let Some(frame) = worker.reader().next_frame()? {
             match Message::parse(frame)? {
                 Message::Notification { .. } => {}
                 _ => return Err(ProtocolError::new("it said more than its answer")),
             }
         }
-        match worker.reader.is_empty() {
+        match worker.reader().is_empty() {
             true => Ok(()),
             false => Err(ProtocolError::new("it said more than its answer")),
         }
     }
 
-    /// Finishes the jobs whose answers are in the reader.
+    /// Finishes the jobs whose answers are there.
     fn answers(&self, worker: &mut Connection) -> Result<(), End> {
         let now = Instant::now();
-        while worker.reader.has_frame().map_err(End::Broke)? && !worker.sent.is_empty() {
-            if !self.answer(worker, now).map_err(End::Broke)? {
-                return Err(End::Died);
-            }
+        if !self.finish(worker, now).map_err(End::Broke)? {
+            return Err(End::Died);
         }
         self.set_alarms(worker);
         // A worker that talks without end must not keep its job's time from being up.
@@ -259,33 +266,46 @@ impl Waiter {
         }
     }
 
-    /// Looks at the frame that is in the reader. `false`: the worker is being killed.
-    fn answer(&self, worker: &mut Connection, now: Instant) -> Result<bool, ProtocolError> {
-        let (first, last) = (worker.answered == 0, worker.last);
-        let Some((mut sent, answer)) = worker.next_answer()? else {
-            return Ok(true);
+    /// Finishes a number of them. `false`: the worker is being killed.
+    fn finish(&self, worker: &mut Connection, now: Instant) -> Result<bool, ProtocolError> {
+        let first = worker.answered == 0;
+        let (mut heard, result) = worker.answers();
+        let Some(last) = heard.last() else {
+            return result.map(|()| true);
         };
-        let received = std::mem::take(&mut sent.received);
-        // Before anybody hears of the answer: the next buffer can lie where this call's have been.
-        sent.call.attachments.clear();
-        let took = now.saturating_duration_since(sent.at.max(last));
-        let answered = self.shared.complete(self.id, &sent, first, took);
-        match answered {
-            Answered::Finish(job) => {
-                with_received(received, || job.finish(Outcome::Answer(answer.outcome)));
-            }
-            Answered::Stopped(job, verdict) => {
-                let failure = self.given_up(&job, verdict, sent.at, None);
-                job.fail(failure);
-            }
-            Answered::Dropped => {}
-            Answered::TooLate(job, verdict) => {
-                worker.late.push((job, verdict, sent.at));
-                return Ok(false);
+        let took = now.saturating_duration_since(heard[0].sent.at.max(worker.last));
+        // Those that were sent later than the first was answered cannot have taken longer.
+        debug_assert!(last.sent.at >= heard[0].sent.at);
+        // Before anybody hears of the answers: the next buffer can lie where these calls' have been.
+        for heard in &mut heard {
+            heard.sent.call.attachments.clear();
+        }
+        let answered = self.shared.complete(self.id, &heard, first, took);
+        worker.last = now;
+        let mut lives = true;
+        let mut late = Vec::new();
+        for (heard, answered) in heard.into_iter().zip(answered) {
+            let at = heard.sent.at;
+            match answered {
+                Answered::Finish(job) => {
+                    let outcome = worker.outcome(heard.outcome, heard.on_socket);
+                    with_received(heard.sent.received, || {
+                        job.finish(Outcome::Answer(outcome));
+                    });
+                }
+                Answered::Stopped(job, verdict) => {
+                    let failure = self.given_up(&job, verdict, at, None);
+                    job.fail(failure);
+                }
+                Answered::Dropped => {}
+                Answered::TooLate(job, verdict) => {
+                    late.push((job, verdict, at));
+                    lives = false;
+                }
             }
         }
-        worker.last = now;
-        Ok(true)
+        worker.late.append(&mut late);
+        result.map(|()| lives)
     }
 
     /// Sets the alarms for the call that is now the first.
@@ -432,7 +452,7 @@ impl Waiter {
             return end;
         };
         while !worker.sent.is_empty() && worker.drain() {
-            if let Err(error) = self.answer(worker, Instant::now()) {
+            if let Err(error) = self.finish(worker, Instant::now()) {
                 return End::Broke(error);
             }
         }

@@ -8,16 +8,27 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
 use super::Leaving;
+use crate::lane::{self, Broken, WorkerLane};
 use crate::wire::{FrameReader, HostHello, MAX_FRAME, Message};
 
 pub(super) struct Channel {
     socket: OwnedFd,
     reader: FrameReader,
+    lane: Option<Lane>,
+}
+
+/// The shared memory, through which all comes and goes but for large frames.
+struct Lane {
+    ends: WorkerLane,
+    reader: FrameReader,
+    /// Whether the frame that was waited for is on the socket.
+    on_socket: bool,
 }
 
 /// The descriptors that come with the host's hello, in their order.
@@ -27,6 +38,8 @@ pub(super) struct Attached {
     pub(super) begun: Option<OwnedFd>,
     /// The requests to stop.
     pub(super) requests: Option<OwnedFd>,
+    /// What makes a lane.
+    pub(super) lane: Vec<OwnedFd>,
 }
 
 impl Channel {
@@ -49,6 +62,7 @@ impl Channel {
         Ok(Channel {
             socket,
             reader: FrameReader::new(MAX_FRAME),
+            lane: None,
         })
     }
 
@@ -80,44 +94,154 @@ impl Channel {
         self.reader.set_max_frame(max_frame);
     }
 
+    /// From here on all goes through a lane, which the host has been told.
+    pub(super) fn use_lane(&mut self, ends: WorkerLane) {
+        self.lane = Some(Lane {
+            ends,
+            reader: FrameReader::new(lane::LONGEST),
+            on_socket: false,
+        });
+    }
+
     /// Waits until a whole frame is there. `false`: the host has closed the connection, and between two frames.
     pub(super) fn wait_for_frame(&mut self) -> Result<bool, Leaving> {
-        while !self.reader.has_frame().map_err(Leaving::protocol)? {
-            let room = self.reader.room();
-            match retry_on_intr(|| {
-                rustix::net::recv(
-                    &self.socket,
-                    rustix::buffer::spare_capacity(&mut *room),
-                    RecvFlags::empty(),
-                )
-            }) {
-                Ok((0, _)) | Err(Errno::CONNRESET) if self.reader.is_empty() => return Ok(false),
-                Ok((0, _)) | Err(Errno::CONNRESET) => {
-                    return Err(Leaving::Protocol("it left in the middle of a frame".into()));
+        let Some(lane) = &mut self.lane else {
+            return receive(&self.socket, &mut self.reader);
+        };
+        loop {
+            if lane.reader.has_frame().map_err(Leaving::protocol)? {
+                lane.on_socket = lane.reader.has_empty_frame();
+                if !lane.on_socket {
+                    return Ok(true);
                 }
-                Ok(_) => {}
-                Err(errno) => return Err(Leaving::System("recv", errno)),
+                lane.reader.next_frame().map_err(Leaving::protocol)?;
+                return match receive(&self.socket, &mut self.reader)? {
+                    true => Ok(true),
+                    false => Err(left_in_the_middle()),
+                };
+            }
+            let read = lane.ends.read(lane.reader.room());
+            if read.map_err(Leaving::broken)? > 0 {
+                continue;
+            }
+            lane.ends.tell_all().map_err(Leaving::bell)?;
+            if !lane.sleep(&self.socket, None)? {
+                return match lane.reader.is_empty() {
+                    true => Ok(false),
+                    false => Err(left_in_the_middle()),
+                };
             }
         }
-        Ok(true)
     }
 
     /// The frame that has been waited for.
     pub(super) fn take_frame(&mut self) -> Result<&[u8], Leaving> {
-        let frame = self.reader.next_frame().map_err(Leaving::protocol)?;
+        let reader = match &mut self.lane {
+            Some(lane) if !lane.on_socket => &mut lane.reader,
+            _ => &mut self.reader,
+        };
+        let frame = reader.next_frame().map_err(Leaving::protocol)?;
         Ok(frame.expect("a whole frame was waited for"))
     }
 
-    pub(super) fn send(&self, mut bytes: &[u8]) -> Result<(), Leaving> {
-        while !bytes.is_empty() {
-            match retry_on_intr(|| rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL)) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Leaving::HostGone),
-                Err(errno) => return Err(Leaving::System("send", errno)),
+    /// Sends a frame, an answer or the hello.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Leaving> {
+        let Some(lane) = &mut self.lane else {
+            return send(&self.socket, bytes);
+        };
+        let is_large = bytes.len() > lane::LONGEST;
+        let part = match is_large {
+            true => &lane::ON_THE_SOCKET,
+            false => bytes,
+        };
+        while !lane.ends.has_room(part.len()).map_err(Leaving::broken)? {
+            lane.ends.tell_all().map_err(Leaving::bell)?;
+            if !lane.sleep(&self.socket, Some(part.len()))? {
+                return Err(Leaving::HostGone);
             }
         }
-        Ok(())
+        // A host that sleeps must be awake for what is on the socket: there is only so much room in that.
+        lane.ends.answer(part, is_large).map_err(Leaving::bell)?;
+        match is_large {
+            true => send(&self.socket, bytes),
+            false => Ok(()),
+        }
     }
+}
+
+impl Lane {
+    /// Sleeps until there is something to read, or room for an answer. `false`: the host has closed the connection.
+    fn sleep(&mut self, socket: &OwnedFd, room: Option<usize>) -> Result<bool, Leaving> {
+        let may_sleep = self.ends.doze(room).map_err(Leaving::broken)?;
+        if !may_sleep {
+            self.ends.wake_up();
+            return Ok(true);
+        }
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.ends.bell(), PollFlags::IN),
+            // What comes on the socket is not due before the lane says so.
+            PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::RDHUP),
+        ];
+        let polled = retry_on_intr(|| rustix::event::poll(&mut fds, None));
+        polled.map_err(|errno| Leaving::System("poll", errno))?;
+        let [bell, socket] = fds.map(|fd| fd.revents());
+        self.ends.wake_up();
+        if !bell.is_empty() {
+            self.ends.clear_bell().map_err(Leaving::bell)?;
+        }
+        match socket.contains(PollFlags::NVAL) {
+            true => Err(Leaving::System("poll", Errno::BADF)),
+            false => Ok(socket.is_empty() || self.ends.has_bytes()),
+        }
+    }
+}
+
+impl Leaving {
+    fn broken(error: Broken) -> Leaving {
+        Leaving::Protocol(error.to_string())
+    }
+
+    fn bell(error: std::io::Error) -> Leaving {
+        let errno = error
+            .raw_os_error()
+            .map_or(Errno::IO, Errno::from_raw_os_error);
+        Leaving::System("bell", errno)
+    }
+}
+
+fn left_in_the_middle() -> Leaving {
+    Leaving::Protocol("it left in the middle of a frame".into())
+}
+
+/// Reads until a whole frame is there. `false`: the host has closed the connection, and between two frames.
+fn receive(socket: &OwnedFd, reader: &mut FrameReader) -> Result<bool, Leaving> {
+    while !reader.has_frame().map_err(Leaving::protocol)? {
+        let room = reader.room();
+        match retry_on_intr(|| {
+            rustix::net::recv(
+                socket,
+                rustix::buffer::spare_capacity(&mut *room),
+                RecvFlags::empty(),
+            )
+        }) {
+            Ok((0, _)) | Err(Errno::CONNRESET) if reader.is_empty() => return Ok(false),
+            Ok((0, _)) | Err(Errno::CONNRESET) => return Err(left_in_the_middle()),
+            Ok(_) => {}
+            Err(errno) => return Err(Leaving::System("recv", errno)),
+        }
+    }
+    Ok(true)
+}
+
+fn send(socket: &OwnedFd, mut bytes: &[u8]) -> Result<(), Leaving> {
+    while !bytes.is_empty() {
+        match retry_on_intr(|| rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::PIPE | Errno::CONNRESET) => return Err(Leaving::HostGone),
+            Err(errno) => return Err(Leaving::System("send", errno)),
+        }
+    }
+    Ok(())
 }
 
 /// One read that also takes descriptors, as only the first message has them. How many bytes came.
@@ -149,6 +273,7 @@ fn receive_with_descriptors(
         match attached {
             Attached { begun: None, .. } => attached.begun = Some(descriptor),
             Attached { requests: None, .. } => attached.requests = Some(descriptor),
+            Attached { lane, .. } if lane.len() < 4 => lane.push(descriptor),
             _ => {} // a later version's; dropping it closes it
         }
     }

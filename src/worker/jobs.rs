@@ -16,10 +16,16 @@ use crate::wire::{self, Chunk, DecodeError, Encoder, ErrorKind, RemoteErrorBody}
 /// The tasks of this worker, and the counter by which its host knows that it has begun with a call.
 pub(super) struct Jobs {
     tasks: TaskTable,
-    /// Read by the host only when this process has died.
-    begun: Option<OwnedFd>,
+    begun: Counter,
     /// Borrowed only while none of a task's code runs.
     arenas: RefCell<Arenas>,
+}
+
+/// Where calls are counted that have begun. The host looks when it matters: for a cancel, or when this process has died.
+pub(super) enum Counter {
+    Lane,
+    Eventfd(OwnedFd),
+    None,
 }
 
 /// A call, as it came.
@@ -33,7 +39,7 @@ pub(super) struct Asked<'a> {
 }
 
 impl Jobs {
-    pub(super) fn new(tasks: TaskTable, begun: Option<OwnedFd>, arenas: Arenas) -> Jobs {
+    pub(super) fn new(tasks: TaskTable, begun: Counter, arenas: Arenas) -> Jobs {
         Jobs {
             tasks,
             begun,
@@ -110,9 +116,11 @@ impl Jobs {
     }
 
     fn count(&self) {
-        if let Some(begun) = &self.begun {
+        match &self.begun {
+            Counter::Lane => requests::count(),
             // It does not block: it would take 2^64 jobs that nobody reads to fill the counter.
-            let _ = rustix::io::write(begun, &1u64.to_ne_bytes());
+            Counter::Eventfd(begun) => drop(rustix::io::write(begun, &1u64.to_ne_bytes())),
+            Counter::None => {}
         }
     }
 }

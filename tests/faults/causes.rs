@@ -341,7 +341,7 @@ rows! {
         let this = std::env::current_exe().expect("this binary");
         let script = r#"echo $$ > "$1" && exec "$0""#;
         let arguments = ["-c".into(), script.into(), this.into_os_string(), group.procs().into()];
-        let pool = Pool::builder().size(1).command::<std::ffi::OsString>("sh", arguments).build().expect("a pool");
+        let pool = crate::support::builder().size(1).command::<std::ffi::OsString>("sh", arguments).build().expect("a pool");
         killed_for_memory_and_killed(&pool);
         pool.close();
         pool.join();
@@ -376,7 +376,7 @@ rows! {
     fn x3_a_core_file_is_told_of() {
         let directory = PathBuf::from(&Gate::new().path).with_extension("cores");
         fs::create_dir(&directory).expect("a directory");
-        let pool = Pool::builder().size(1).current_dir(&directory).build().expect("a pool");
+        let pool = crate::support::builder().size(1).current_dir(&directory).build().expect("a pool");
         let cores = || fs::read_dir(&directory).expect("the directory").count();
         let aborted = |core_dumped| Exit::Signal { signal: Signal::ABORT.as_raw(), core_dumped };
         // What the limit is at its start is what a worker has: each death makes room for the next.

@@ -174,7 +174,7 @@ rows! {
     /// A job allocates more than its worker's limit.
     fn x5_a_job_that_wants_more_memory_than_it_may_have_dies_alone() {
         let before = Belongings::now();
-        let pool = Pool::builder().size(2).memory_limit(512 << 20).build().expect("a pool");
+        let pool = crate::support::builder().size(2).memory_limit(512 << 20).build().expect("a pool");
         let invariant = Invariant::of(pool, before).with_bystander();
         let died = failure_of::<WorkerDied, _>(invariant.pool.apply_async(allocate, (1 << 30,)));
         assert_eq!(died.exit.signal(), Some(Signal::ABORT.as_raw()), "{died}");

@@ -259,7 +259,7 @@ rows! {
     /// Every worker ends at its start, under a reactor that must not stall.
     fn r1_workers_that_cannot_start_stall_no_reactor() {
         let before = Belongings::now();
-        let pool = Pool::builder().size(2).command("false", [""; 0]).build().expect("a pool");
+        let pool = crate::support::builder().size(2).command("false", [""; 0]).build().expect("a pool");
         let (jobs, fault) = (pool.clone(), Fault::default());
         let begin = fault.clone();
         let result = on_a_reactor(move |reactor| {
@@ -339,7 +339,7 @@ rows! {
 
     /// A pool is shut down by a Deferred while its workers fail to start.
     fn d4_a_shutdown_during_back_off_fires() {
-        let pool = Pool::builder().size(1).initializer(panic_str, ()).build().expect("a pool");
+        let pool = crate::support::builder().size(1).initializer(panic_str, ()).build().expect("a pool");
         let there = pool.clone();
         let job = on_a_reactor(move |reactor| {
             let job = defer_to_process_pool(reactor, &there, add, (1, 1));
@@ -358,7 +358,7 @@ rows! {
 
     /// Producers that would fill the backlog wait for room, under a reactor that must not stall.
     fn t5_producers_wait_for_room_in_their_order() {
-        let pool = Pool::builder().size(1).backlog(2).build().expect("a pool");
+        let pool = crate::support::builder().size(1).backlog(2).build().expect("a pool");
         let there = pool.clone();
         let results = on_a_reactor(move |reactor| {
             let all = (0..100).map(|n| {
@@ -416,7 +416,7 @@ rows! {
 
     /// A reactor stops while a job runs in a pool whose jobs have twenty minutes to stop.
     fn d5_the_end_of_a_reactor_does_not_wait_for_a_pools_grace() {
-        let pool = Pool::builder().size(1).cancel_grace(Duration::from_secs(1200)).build().expect("a pool");
+        let pool = crate::support::builder().size(1).cancel_grace(Duration::from_secs(1200)).build().expect("a pool");
         let gate = Gate::new();
         let reactor = Reactor::new().expect("a reactor");
         let job = defer_to_process_pool(&reactor, &pool, hold, (gate.path.clone(),));

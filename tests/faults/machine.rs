@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use errback::{
-    CancelledError, Pool, PoolClosed, Reactor, SpawnFailed, SpawnFailure, Task, TimedOut,
-};
+use errback::{CancelledError, PoolClosed, Reactor, SpawnFailed, SpawnFailure, Task, TimedOut};
 use rustix::process::{Resource, Rlimit, Signal};
 use rustix::thread::Uid;
 
@@ -63,7 +61,7 @@ fn host_that_may_start_nothing() {
     let mut refused = 0;
     for most in 0..10 {
         allow(Some(most));
-        match Pool::builder().size(2).build() {
+        match crate::support::builder().size(2).build() {
             Err(error) => {
                 assert!(matches!(error, errback::BuildError::Refused(_)), "{error}");
                 refused += 1;
@@ -294,7 +292,7 @@ fn expiry(jump: &dyn Fn()) {
 }
 
 fn boot_deadline(jump: &dyn Fn()) {
-    let builder = Pool::builder().size(1).boot_deadline(WAIT);
+    let builder = crate::support::builder().size(1).boot_deadline(WAIT);
     let pool = builder.command("sleep", ["60"]).build().expect("a pool");
     let job = pool.apply_async(add, (1, 1));
     eventually(soon(), "it is started", || pool.stats().spawned == 1);

@@ -71,7 +71,7 @@ fn pool_that_answers(bytes: &[u8]) -> Pool {
         host_hello.len() + call.len(),
         octal(bytes)
     );
-    Pool::builder()
+    crate::support::builder()
         .size(1)
         .command("sh", ["-c", &script])
         .build()
@@ -150,7 +150,7 @@ rows! {
             pieces(hello),
             pieces(answer)
         );
-        let pool = Pool::builder().size(1).command("sh", ["-c", &script]).build().expect("a pool");
+        let pool = crate::support::builder().size(1).command("sh", ["-c", &script]).build().expect("a pool");
         assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
     }
 
@@ -175,7 +175,7 @@ rows! {
 
     /// An argument is larger than a message may be.
     fn m6_what_is_too_large_is_refused_at_submit() {
-        let pool = Pool::builder().size(1).max_message(1 << 20).build().expect("a pool");
+        let pool = crate::support::builder().size(1).max_message(1 << 20).build().expect("a pool");
         let job = pool.apply_async(echo, (vec![0; 2 << 20],));
         assert!(job.ready(), "it failed on the spot");
         assert!(failure(job).is::<errback::EncodeError>());

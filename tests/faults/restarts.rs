@@ -9,7 +9,7 @@ use crate::support::{Belongings, Gate, close, failure_of, pool, succeeds, value}
 use crate::tasks::*;
 
 fn pool_of(command: &str, arguments: &[&str]) -> Pool {
-    Pool::builder()
+    crate::support::builder()
         .size(2)
         .command(command, arguments)
         .build()
@@ -62,7 +62,7 @@ rows! {
     /// A worker says nothing at its start.
     fn r2_a_worker_that_says_nothing_has_until_the_boot_deadline() {
         let before = Belongings::now();
-        let builder = Pool::builder().size(1).boot_deadline(Duration::from_millis(50)).command("sleep", ["60"]);
+        let builder = crate::support::builder().size(1).boot_deadline(Duration::from_millis(50)).command("sleep", ["60"]);
         let pool = builder.build().expect("a pool");
         let failed = failure_of::<SpawnFailed, _>(pool.apply_async(add, (1, 1)));
         assert!(matches!(failed.reason, SpawnFailure::Silent(_)), "{failed:?}");
@@ -72,7 +72,7 @@ rows! {
     /// Durations are longer than the clock goes.
     fn r2_the_longest_boot_deadline_and_cpu_limit_are_no_trouble() {
         let before = Belongings::now();
-        let builder = Pool::builder().size(1).boot_deadline(Duration::MAX).cpu_limit(Duration::MAX);
+        let builder = crate::support::builder().size(1).boot_deadline(Duration::MAX).cpu_limit(Duration::MAX);
         let pool = builder.initializer(add, (1, 1)).build().expect("a pool");
         assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
         assert_eq!(pool.stats().spawned, 1);
@@ -112,13 +112,13 @@ rows! {
 
     /// A pool of size 0 is asked for.
     fn t1_a_size_of_zero_is_refused() {
-        assert!(matches!(Pool::builder().size(0).build(), Err(BuildError::ZeroSize)));
+        assert!(matches!(crate::support::builder().size(0).build(), Err(BuildError::ZeroSize)));
     }
 
     /// A job comes to a full backlog.
     fn t5_a_full_backlog_refuses_at_once() {
         let gate = Gate::new();
-        let pool = Pool::builder().size(1).backlog(2).build().expect("a pool");
+        let pool = crate::support::builder().size(1).backlog(2).build().expect("a pool");
         let running = pool.apply_async(hold, (gate.path.clone(),));
         let held = gate.held();
         let queued: Vec<_> = (0..2).map(|n| pool.apply_async(add, (n, 1))).collect();
@@ -174,7 +174,7 @@ rows! {
 
     /// A worker starts without an environment, in another directory.
     fn r7_a_worker_needs_no_environment_and_gets_what_it_is_given() {
-        let pool = Pool::builder().size(1).env_clear().env("SAID", "so").current_dir("/").build().expect("a pool");
+        let pool = crate::support::builder().size(1).env_clear().env("SAID", "so").current_dir("/").build().expect("a pool");
         assert_eq!(value(pool.apply_async(environment, ("SAID".to_string(),))), Some("so".to_string()));
         assert_eq!(value(pool.apply_async(environment, ("PATH".to_string(),))), None);
         assert_eq!(value(pool.apply_async(working_directory, ())), "/");

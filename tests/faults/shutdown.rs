@@ -137,7 +137,7 @@ rows! {
     /// A pool is terminated while it backs off.
     fn d4_a_pool_may_end_while_it_backs_off() {
         let before = Belongings::now();
-        let pool = errback::Pool::builder().size(2).command("false", [""; 0]).build().expect("a pool");
+        let pool = crate::support::builder().size(2).command("false", [""; 0]).build().expect("a pool");
         let job = pool.apply_async(add, (1, 1));
         eventually(whole(), "a start has failed", || pool.stats().failed_starts > 0);
         pool.terminate();

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use errback::{Failure, Pool, Reactor, Task, TimedOut, WorkerDied, defer_to_process_pool, react};
+use errback::{Failure, Reactor, Task, TimedOut, WorkerDied, defer_to_process_pool, react};
 use errback_deferred::gather_results;
 use rustix::process::Signal;
 use rustix::pty::OpenptFlags;
@@ -88,7 +88,7 @@ fn on_the_terminal(program: fn()) {
 }
 
 fn two_jobs(reactor: &Reactor, gate: &str) -> errback_deferred::Deferred<()> {
-    let pool = Pool::builder().size(2).build().expect("a pool");
+    let pool = crate::support::builder().size(2).build().expect("a pool");
     let jobs = [0; 2].map(|_| defer_to_process_pool(reactor, &pool, hold, (gate.to_string(),)));
     gather_results(jobs).add_callback(|_| ())
 }
@@ -166,7 +166,9 @@ fn run_on_when_interrupted() {
 fn host_under_a_storm() {
     note(libc::SIGUSR1);
     // Without a grace, a timeout ends its job at once.
-    let builder = Pool::builder().size(2).cancel_grace(Duration::ZERO);
+    let builder = crate::support::builder()
+        .size(2)
+        .cancel_grace(Duration::ZERO);
     let pool = builder.build().expect("a pool");
     let us = std::process::id();
     let storm = || {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use errback::{AsyncResult, Failure, Pool};
+use errback::{AsyncResult, Builder, Failure, Pool};
 use rustix::process::{Pid, Signal};
 
 use crate::tasks::{add, hold};
@@ -31,8 +31,18 @@ pub(crate) fn patience() -> u32 {
         .unwrap_or(10)
 }
 
+/// A pool to be described, with the fast paths that this run is about: `ERRBACK_TEST_WITHOUT=lanes,batches` switches some
+/// off.
+pub(crate) fn builder() -> Builder {
+    let without = std::env::var("ERRBACK_TEST_WITHOUT").unwrap_or_default();
+    let has = |what| !without.split(',').any(|it| it == what);
+    Pool::builder()
+        .shared_memory(has("lanes"))
+        .batching(has("batches"))
+}
+
 pub(crate) fn pool(size: usize) -> Pool {
-    Pool::builder().size(size).build().expect("a pool")
+    builder().size(size).build().expect("a pool")
 }
 
 /// Waits for what nobody announces, such as a process that disappears.

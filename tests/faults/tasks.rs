@@ -501,7 +501,7 @@ pub(crate) fn nested(depth: u32) -> Result<u32, String> {
     if depth == 0 {
         return Ok(errback::worker::depth());
     }
-    let pool = errback::Pool::builder()
+    let pool = crate::support::builder()
         .size(1)
         .build()
         .map_err(|error| error.to_string())?;

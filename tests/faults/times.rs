@@ -127,14 +127,14 @@ rows! {
 
     /// A running job is cancelled with no grace, and with one that outlasts it.
     fn c2_the_grace_is_what_was_asked_for() {
-        let pool = Pool::builder().size(1).cancel_grace(Duration::ZERO).build().expect("a pool");
+        let pool = crate::support::builder().size(1).cancel_grace(Duration::ZERO).build().expect("a pool");
         let gate = Gate::new();
         let job = pool.apply_async(until_asked, (gate.path.clone(),));
         let held = gate.held();
         job.cancel();
         failure_of::<CancelledError, _>(job);
         assert_eq!(crate::support::state(held.gone()), "", "killed at once");
-        let pool = Pool::builder().size(1).cancel_grace(Duration::MAX).build().expect("a pool");
+        let pool = crate::support::builder().size(1).cancel_grace(Duration::MAX).build().expect("a pool");
         let job = pool.apply_async(hold, (gate.path.clone(),));
         let held = gate.held();
         job.cancel();
@@ -163,7 +163,7 @@ rows! {
         use std::sync::atomic::Ordering::SeqCst;
         let gate = Gate::new();
         loop {
-            let pool = Pool::builder().size(1).cancel_grace(Duration::ZERO).build().expect("a pool");
+            let pool = crate::support::builder().size(1).cancel_grace(Duration::ZERO).build().expect("a pool");
             let warm: Vec<_> = (0..300).map(|_| pool.apply_async(touch_slowly, (String::new(), 0))).collect();
             warm.into_iter().for_each(succeeds);
             let opener = pool.apply_async(hold, (gate.path.clone(),));
@@ -196,7 +196,7 @@ rows! {
     fn c4_a_job_that_is_cancelled_a_thousand_times_leaves_room_to_take_another_back() {
         let (gate, mark) = (Gate::new(), nowhere("flood"));
         loop {
-            let pool = Pool::builder().size(1).cancel_grace(Duration::MAX).build().expect("a pool");
+            let pool = crate::support::builder().size(1).cancel_grace(Duration::MAX).build().expect("a pool");
             let warm: Vec<_> = (0..300).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
             warm.into_iter().for_each(succeeds);
             let opener = pool.apply_async(hold, (gate.path.clone(),));
@@ -265,7 +265,7 @@ rows! {
 
     /// Batching is turned off.
     fn t1_without_batching_a_worker_has_one_job_at_a_time() {
-        let pool = Pool::builder().size(1).batching(false).build().expect("a pool");
+        let pool = crate::support::builder().size(1).batching(false).build().expect("a pool");
         let jobs: Vec<_> = (0..2000).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
         while pool.stats().queued > 0 {
             assert!(pool.stats().running <= 1);
@@ -277,7 +277,7 @@ rows! {
     /// Of jobs that went to a worker together, one in the middle kills it.
     fn k4_of_jobs_that_go_together_only_the_one_that_ran_fails_when_their_worker_dies() {
         for size in [1, 2, 5] {
-            let pool = Pool::builder().size(size).build().expect("a pool");
+            let pool = crate::support::builder().size(size).build().expect("a pool");
             let warm: Vec<_> = (0..200).map(|n| pool.apply_async(add_or_abort, (n, false))).collect();
             warm.into_iter().for_each(succeeds);
             let jobs: Vec<_> = (0..400).map(|n| pool.apply_async(add_or_abort, (n, n % 40 == 20))).collect();
@@ -292,7 +292,7 @@ rows! {
 
     /// A job takes just as long as it may, 1,000 times.
     fn c5_a_timeout_at_the_moment_of_the_answer_has_one_outcome() {
-        let pool = Pool::builder().size(2).cancel_grace(20 * MS).build().expect("a pool");
+        let pool = crate::support::builder().size(2).cancel_grace(20 * MS).build().expect("a pool");
         let (mut values, mut late) = (0, 0);
         for n in 0..1000_u64 {
             let micros = 50 + n % 300;
@@ -318,7 +318,8 @@ rows! {
 
     /// A job closes the counter of calls; the next one uses up its time, and can be neither counted nor asked.
     fn f1_a_worker_that_does_not_pass_over_a_job_that_was_taken_back_is_replaced() {
-        let pool = pool(1);
+        // Nobody can close what is memory.
+        let pool = crate::support::builder().size(1).shared_memory(false).build().expect("a pool");
         assert_eq!(value(pool.apply_async(close_counter, ())), 1);
         failure_of::<TimedOut, _>(pool.apply_async(spin.timeout(100 * MS), ()));
         assert_eq!(value(pool.apply_async(add, (1, 2))), 3);
@@ -333,7 +334,7 @@ rows! {
         // [2, "hello", [{"protocol": 1, "language": "none", "pipeline": 64}]]
         let script = r#"printf '\0\0\0\054\223\2\245hello\221\203\250protocol\1\250language\244none\250pipeline\100' >&0
             if [ -e "$1" ]; then rm "$1"; sleep 1000; fi; exit 0"#;
-        let pool = Pool::builder().size(1).command("sh", ["-c", script, "sh", &deaf]).build().expect("a pool");
+        let pool = crate::support::builder().size(1).command("sh", ["-c", script, "sh", &deaf]).build().expect("a pool");
         let late: TimedOut = failure_of(pool.apply_async(add.timeout(1200 * MS), (1, 2)));
         assert!(!late.queued);
         eventually(whole(), "it is buried", || pool.stats().died > 0);
@@ -385,7 +386,7 @@ rows! {
     fn t5_a_full_backlog_refuses_or_lets_wait_as_asked() {
         for policy in [WhenFull::Refuse, WhenFull::Wait] {
             let before = Belongings::now();
-            let pool = Pool::builder().size(1).backlog(2).when_full(policy).build().expect("a pool");
+            let pool = crate::support::builder().size(1).backlog(2).when_full(policy).build().expect("a pool");
             let gate = Gate::new();
             let running = pool.apply_async(hold, (gate.path.clone(),));
             let held = gate.held();
@@ -409,7 +410,7 @@ rows! {
     /// Very many have waited for room, and do so no more.
     fn t5_those_who_gave_up_waiting_for_room_cost_nothing() {
         let without_pool = Belongings::now();
-        let invariant = Invariant::of(Pool::builder().size(2).backlog(2).build().expect("a pool"), without_pool);
+        let invariant = Invariant::of(crate::support::builder().size(2).backlog(2).build().expect("a pool"), without_pool);
         let path = invariant.gate.path.clone();
         let running: Vec<_> = (0..2).map(|_| {
             let job = invariant.pool.apply_async(hold, (path.clone(),));
@@ -432,7 +433,7 @@ rows! {
 
     /// No worker can be started, and the jobs that waited fail.
     fn t5_those_who_wait_for_room_are_told_when_the_jobs_are_given_up() {
-        let pool = Pool::builder().size(1).backlog(1).command("sh", ["-c", "sleep 0.05; exit 1"]).build().expect("a pool");
+        let pool = crate::support::builder().size(1).backlog(1).command("sh", ["-c", "sleep 0.05; exit 1"]).build().expect("a pool");
         let job = pool.apply_async(add, (1, 1));
         let waits = pool.clone();
         let waits = std::thread::spawn(move || waits.wait_for_room(whole()).is_some());
@@ -442,7 +443,7 @@ rows! {
 
     /// Producers wait for room while the pool closes.
     fn t5_those_who_wait_for_room_are_told_of_the_end() {
-        let pool = Pool::builder().size(1).backlog(0).build().expect("a pool");
+        let pool = crate::support::builder().size(1).backlog(0).build().expect("a pool");
         let waiting: Vec<_> = (0..3).map(|_| {
             let pool = pool.clone();
             std::thread::spawn(move || pool.wait_for_room(Duration::from_secs(60)).is_some())
@@ -454,12 +455,12 @@ rows! {
 
     /// A worker uses more CPU, or opens more files, than it may.
     fn x5_limits_of_cpu_and_descriptors_hold() {
-        let limited = Pool::builder().size(1).cpu_limit(Duration::from_millis(700)).build().expect("a pool");
+        let limited = crate::support::builder().size(1).cpu_limit(Duration::from_millis(700)).build().expect("a pool");
         let died: errback::WorkerDied = failure_of(limited.apply_async(spin, ()));
         assert_eq!(died.exit.signal(), Some(24), "SIGXCPU: {died}");
         assert!(died.usage.user + died.usage.system >= Duration::from_millis(500), "{:?}", died.usage);
         assert_eq!(value(limited.apply_async(add, (1, 2))), 3);
-        let limited = Pool::builder().size(pool(1).size()).open_files_limit(20).build().expect("a pool");
+        let limited = crate::support::builder().size(pool(1).size()).open_files_limit(20).build().expect("a pool");
         let opened = value(limited.apply_async(open_files, (100,)));
         assert!((1..20).contains(&opened), "{opened}");
         assert_eq!(value(limited.apply_async(add, (1, 2))), 3);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use errback::{Breaker, JobPanicked, Pool, RemoteError, SpawnFailed, SpawnFailure, Task};
+use errback::{Breaker, JobPanicked, RemoteError, SpawnFailed, SpawnFailure, Task};
 
 use crate::suite::rows;
 use crate::support::{
@@ -23,7 +23,7 @@ rows! {
     /// The initializer fails every time.
     fn r1_an_initializer_that_fails_stops_the_pool_from_spinning_and_gives_the_reason() {
         let before = Belongings::now();
-        let pool = Pool::builder().size(2).initializer(refuse, ("no licence".into(),)).build().expect("a pool");
+        let pool = crate::support::builder().size(2).initializer(refuse, ("no licence".into(),)).build().expect("a pool");
         let started = std::time::Instant::now();
         let jobs: Vec<_> = (0..5).map(|n| pool.apply_async(add, (n, 1))).collect();
         for job in jobs {
@@ -47,10 +47,10 @@ rows! {
 
     /// The initializer panics, or kills its worker.
     fn r1_an_initializer_that_panics_or_dies_is_told_apart() {
-        let pool = Pool::builder().size(1).initializer(panic_str, ()).build().expect("a pool");
+        let pool = crate::support::builder().size(1).initializer(panic_str, ()).build().expect("a pool");
         let failed: SpawnFailed = failure_of(pool.apply_async(add, (1, 1)));
         assert!(initializer_failed(&failed).check::<JobPanicked>().is_some());
-        let pool = Pool::builder().size(1).initializer(last_words_then_abort, ("it was the butler".into(),));
+        let pool = crate::support::builder().size(1).initializer(last_words_then_abort, ("it was the butler".into(),));
         let failed: SpawnFailed = failure_of(pool.build().expect("a pool").apply_async(add, (1, 1)));
         assert!(matches!(failed.reason, SpawnFailure::Ended(end) if end.signal() == Some(6)), "{failed}");
         assert!(failed.stderr.contains("it was the butler"));
@@ -61,7 +61,7 @@ rows! {
         let path = std::env::temp_dir().join(format!("errback-licence-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let licence = path.to_string_lossy().into_owned();
-        let pool = Pool::builder().size(1).initializer(need_file, (licence.clone(),)).build().expect("a pool");
+        let pool = crate::support::builder().size(1).initializer(need_file, (licence.clone(),)).build().expect("a pool");
         let job = pool.apply_async(add, (1, 1));
         eventually(soon(), "a failed start", || pool.stats().failed_starts > 0);
         assert!(!job.ready() || pool.stats().failed_starts >= 5);
@@ -76,7 +76,7 @@ rows! {
     fn r2_the_time_of_an_initializer_is_not_that_of_a_job() {
         let before = Belongings::now();
         let gate = Gate::new();
-        let pool = Pool::builder().size(1).initializer(hold, (gate.path.clone(),)).build().expect("a pool");
+        let pool = crate::support::builder().size(1).initializer(hold, (gate.path.clone(),)).build().expect("a pool");
         let job = pool.apply_async(initialised_by.timeout(Duration::from_secs(30)), ());
         let held = gate.held();
         let stats = pool.stats();
@@ -92,7 +92,7 @@ rows! {
     fn r2_an_initializer_that_hangs_ends_at_the_boot_deadline() {
         let before = Belongings::now();
         let deadline = Duration::from_millis(50);
-        let pool = Pool::builder().size(1).initializer(spin, ()).boot_deadline(deadline).build().expect("a pool");
+        let pool = crate::support::builder().size(1).initializer(spin, ()).boot_deadline(deadline).build().expect("a pool");
         let failed: SpawnFailed = failure_of(pool.apply_async(add, (1, 1)));
         assert!(matches!(failed.reason, SpawnFailure::Silent(after) if after == deadline), "{failed}");
         close(pool, &before);
@@ -102,7 +102,7 @@ rows! {
     fn r4_workers_that_are_replaced_after_some_jobs_lose_none() {
         for (most, size) in [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2)] {
             let before = Belongings::now();
-            let pool = Pool::builder().size(size).max_jobs_per_worker(most).build().expect("a pool");
+            let pool = crate::support::builder().size(size).max_jobs_per_worker(most).build().expect("a pool");
             let jobs: Vec<_> = (0..100).map(|_| pool.apply_async(worker_pid, ())).collect();
             let mut pids: Vec<u32> = jobs.into_iter().map(value).collect();
             assert_eq!(pids.len(), 100);
@@ -120,7 +120,7 @@ rows! {
     /// A job leaks.
     fn r5_a_worker_that_has_grown_too_large_is_replaced_after_its_job() {
         let before = Belongings::now();
-        let pool = Pool::builder().size(1).max_worker_memory(64 << 20).build().expect("a pool");
+        let pool = crate::support::builder().size(1).max_worker_memory(64 << 20).build().expect("a pool");
         let first = value(pool.apply_async(worker_pid, ()));
         assert_eq!(value(pool.apply_async(worker_pid, ())), first);
         assert_eq!(value(pool.apply_async(leak, (128 << 20,))), first, "the job itself is done");
@@ -132,7 +132,7 @@ rows! {
     /// Jobs that go together leak.
     fn r5_a_worker_that_grows_by_tiny_jobs_is_replaced_though_more_of_them_wait() {
         let before = Belongings::now();
-        let pool = Pool::builder().size(1).max_worker_memory(64 << 20).build().expect("a pool");
+        let pool = crate::support::builder().size(1).max_worker_memory(64 << 20).build().expect("a pool");
         let jobs: Vec<_> = (0..5000).map(|_| pool.apply_async(leak, (64 << 10,))).collect();
         let pids: Vec<u32> = jobs.into_iter().map(value).collect();
         // As many as fill it, and those that it had by then.
@@ -144,7 +144,7 @@ rows! {
     /// Workers have nothing to do.
     fn r_idle_workers_leave_down_to_the_least_and_come_back() {
         let before = Belongings::now();
-        let pool = Pool::builder().size(4).min_size(1).idle_timeout(Duration::from_millis(20)).build().expect("a pool");
+        let pool = crate::support::builder().size(4).min_size(1).idle_timeout(Duration::from_millis(20)).build().expect("a pool");
         eventually(whole(), "the least is there without a job", || pool.stats().workers.len() == 1);
         for _ in 0..3 {
             let gate = Gate::new();

@@ -406,6 +406,7 @@ pub fn message(source: &mut Source<'_>) -> Vec<u8> {
             cpu_limit: source.flag().then(|| source.number()),
             open_files: source.flag().then(|| source.number()),
             buffers: None,
+            lane: source.flag(),
         }
         .encode(),
         _ => WorkerHello {
