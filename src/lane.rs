@@ -13,6 +13,8 @@
 //! The other side is a stranger. Its numbers are checked before anything is made of them, and its bytes are copied out before
 //! they are looked at. What it lies about when it sleeps costs it its own answers.
 
+pub(crate) mod spin;
+
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -146,6 +146,8 @@ struct Settings {
     max_memory: Option<u64>,
     batches: bool,
     max_frame: usize,
+    /// For how long a waiter looks for an answer before it sleeps.
+    spin: Duration,
     /// From how many bytes on a buffer is shared with workers.
     share_from: Option<usize>,
     /// Whether what workers share is read in place.

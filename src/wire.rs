@@ -919,6 +919,13 @@ pub struct HostHello {
     /// A lane in shared memory comes with this: the worker may use it.
     #[serde(skip_serializing_if = "is_false")]
     pub lane: bool,
+    /// For how many microseconds a worker that uses the lane looks for a call before it sleeps.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spin: u64,
+}
+
+fn is_zero(it: &u64) -> bool {
+    *it == 0
 }
 
 impl Default for HostHello {
@@ -931,6 +938,7 @@ impl Default for HostHello {
             open_files: None,
             buffers: None,
             lane: false,
+            spin: 0,
         }
     }
 }

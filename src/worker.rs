@@ -13,11 +13,13 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::hook;
 use crate::lane::WorkerLane;
+use crate::lane::spin::Spin;
 use crate::task::{DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, TaskTable};
 use crate::wire::{self, Encoder, Message, PROTOCOL, ProtocolError, WorkerHello};
 
@@ -287,7 +289,7 @@ impl Worker {
                 let requests = lane.requests();
                 let requests = requests.map_err(|e| Leaving::Refused(e.to_string()))?;
                 requests::keep_lane(requests);
-                channel.use_lane(lane);
+                channel.use_lane(lane, Spin::new(Duration::from_micros(hello.spin)));
                 Counter::Lane
             }
             None => attached.begun.map_or(Counter::None, Counter::Eventfd),

@@ -297,6 +297,23 @@ fn a_map_of_a_closed_pool_fails_each_item() {
 }
 
 #[test]
+fn jobs_are_run_whether_or_not_one_looks_before_one_sleeps() {
+    for spin in [0, 20, 1_000_000].map(Duration::from_micros) {
+        let pool = Pool::builder().size(2).spin(spin).build().expect("a pool");
+        let alone = (0..100).map(|n| pool.apply_async(add, (n, 1)).get());
+        assert!(alone.map(Result::unwrap).eq(1..=100));
+        let together: Vec<_> = (0..100).map(|n| pool.apply_async(add, (n, 1))).collect();
+        let together = together.into_iter().map(|sum| sum.get().expect("a sum"));
+        assert!(together.eq(1..=100));
+        pool.close();
+        assert!(
+            pool.join_timeout(Duration::from_secs(60)),
+            "it ends all the same"
+        );
+    }
+}
+
+#[test]
 fn messages_of_all_lengths_come_through_with_shared_memory_and_without() {
     for shared in [true, false] {
         let builder = Pool::builder().size(2).shared_memory(shared);

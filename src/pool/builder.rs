@@ -50,6 +50,7 @@ pub struct Builder {
     max_memory: Option<u64>,
     batches: bool,
     lanes: bool,
+    spin: Duration,
     boot_deadline: Duration,
     max_message: usize,
     share_from: Option<usize>,
@@ -80,6 +81,7 @@ impl Builder {
             max_memory: None,
             batches: true,
             lanes: true,
+            spin: Duration::from_micros(20),
             boot_deadline: Duration::from_secs(30),
             max_message: wire::MAX_FRAME,
             share_from: Some(arena::SHARE_FROM),
@@ -202,6 +204,18 @@ impl Builder {
     /// The host only reads what a worker writes there, and checks it as it does what comes over a socket.
     pub fn shared_memory(mut self, shared: bool) -> Self {
         self.lanes = shared;
+        self
+    }
+
+    /// For how long one who waits for a short answer, or a worker for its next call, looks for it before it goes to sleep: up to
+    /// 20 microseconds by default, a millisecond at the most, and never with [`Duration::ZERO`]. To be woken takes longer than that where the other side
+    /// is on another processor.
+    ///
+    /// It is given up for a while when it does not pay, because jobs take longer or others need the processors. It costs nothing
+    /// at rest, and there is none where this process has one processor, or without [`shared_memory`](Builder::shared_memory).
+    pub fn spin(mut self, limit: Duration) -> Self {
+        const MOST: Duration = Duration::from_millis(1);
+        self.spin = limit.min(MOST);
         self
     }
 
@@ -332,6 +346,7 @@ impl Builder {
             }),
             open_files: self.open_files_limit,
             buffers: self.share_from.map(|bytes| bytes as u64),
+            spin: u64::try_from(self.spin.as_micros()).unwrap_or(u64::MAX),
             ..HostHello::default()
         };
         let program = python::program(self.python, self.command)?;
@@ -354,6 +369,7 @@ impl Builder {
             batches: self.batches,
             boot_deadline: self.boot_deadline,
             max_frame: self.max_message,
+            spin: self.spin,
             share_from: self.share_from,
             trusts_workers: self.trusts_workers,
             pass_output: self.pass_output,

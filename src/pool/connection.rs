@@ -25,9 +25,10 @@ use super::output::WorkerOutput;
 use super::pace;
 use super::wakeup::poll;
 use crate::buffer::travel::Received;
+use crate::lane::spin::Spin;
 use crate::lane::{self, Broken, HostLane};
 use crate::wire::{
-    self, Answer, EncodeError, FrameReader, Message, ProtocolError, RemoteErrorBody,
+    self, Answer, EncodeError, ErrorKind, FrameReader, Message, ProtocolError, RemoteErrorBody,
 };
 
 /// How long a worker may live on after its end of the socket was closed, before it is killed.
@@ -99,6 +100,7 @@ struct Lane {
     unpublished: bool,
     /// How much room there is for calls.
     room: usize,
+    spin: Spin,
 }
 
 /// When something is to be done about the first call if it has not been answered by then.
@@ -137,6 +139,16 @@ pub(super) struct Heard {
     pub(super) outcome: Said,
     /// In which of the readers its bytes are.
     pub(super) on_socket: bool,
+}
+
+impl Heard {
+    /// Whether the worker says that it has not begun with the call, because it was asked not to.
+    pub(super) fn is_passed_over(&self) -> bool {
+        let cancelled = ErrorKind::Cancelled;
+        self.outcome
+            .as_ref()
+            .is_err_and(|error| error.kind == cancelled)
+    }
 }
 
 /// Where the value is, or the error.
@@ -206,7 +218,7 @@ impl Connection {
     }
 
     /// From here on all goes through the lane that was offered.
-    pub(super) fn use_lane(&mut self) -> Result<(), ProtocolError> {
+    pub(super) fn use_lane(&mut self, spin: Duration) -> Result<(), ProtocolError> {
         let Some(ends) = self.offered.take() else {
             return Err(ProtocolError::new("it uses a lane that it was not offered"));
         };
@@ -214,6 +226,7 @@ impl Connection {
         self.lane = Some(Lane {
             ends,
             reader: FrameReader::new(lane::LONGEST),
+            spin: Spin::new(spin),
             on_socket: false,
             unpublished: false,
             room: 0,
@@ -428,6 +441,9 @@ impl Connection {
                 Ok(_) => {}
                 Err(error) => return Event::Garbage(error),
             }
+            if self.spins() {
+                continue;
+            }
             let (ready, patient) = self.sleep(deadline);
             if ready.socket && self.reads_socket() {
                 match self.read() {
@@ -470,6 +486,16 @@ impl Connection {
                 } if patient && !words => self.hurry = true,
                 _ => {}
             }
+        }
+    }
+
+    /// Looks for a while whether the one answer that is awaited comes. Whether it did.
+    fn spins(&mut self) -> bool {
+        match &mut self.lane {
+            Some(lane) if !lane.on_socket && self.sent.len() == 1 && self.unwritten == 0 => {
+                lane.spin.until(|| lane.ends.has_bytes())
+            }
+            _ => false,
         }
     }
 

@@ -240,6 +240,22 @@ impl Hand {
         }
     }
 
+    /// The worker has not begun with its first job, `key`, because it was asked not to. Whether another worker is to have the
+    /// job: nobody has ended it, and it was put back fewer than `most` times. (It was to be taken back, and the worker had
+    /// just counted it; see docs/protocol.md, "Requests to stop".)
+    pub(super) fn pass_over(&mut self, key: JobKey, most: u8, backlog: &mut Backlog) -> bool {
+        let is_wanted = self
+            .jobs
+            .front()
+            .is_some_and(|held| held.key == key && held.doom.is_none())
+            && backlog.resends(key) < most;
+        if is_wanted {
+            self.jobs.pop_front();
+            self.answered += 1;
+        }
+        is_wanted
+    }
+
     /// A job that was given last could not be sent: takes it out, unless it has ended.
     pub(super) fn take_unsent(&mut self, key: JobKey, backlog: &mut Backlog) -> Option<Job> {
         if self.jobs.back().is_none_or(|held| held.key != key) {
@@ -385,6 +401,28 @@ mod tests {
         ));
         assert!(matches!(
             hand.answer(keys[2], &mut backlog),
+            Answered::Finish(_)
+        ));
+    }
+
+    #[test]
+    fn a_job_that_was_counted_and_then_passed_over_goes_to_another_worker() {
+        let (mut hand, mut backlog, keys) = with(3);
+        hand.count(2, WORKER, &mut backlog); // it counts, and then sees that the second was to be taken back
+        assert_eq!(hand.take_back(), [keys[2]]);
+        assert!(matches!(
+            hand.answer(keys[0], &mut backlog),
+            Answered::Finish(_)
+        ));
+        assert!(hand.pass_over(keys[1], 1, &mut backlog));
+        backlog.resend(keys[1], frame(), true);
+        let call = backlog.take(WORKER).expect("it waits again");
+        hand.give(call.key, call.wire_id);
+        assert!(!hand.pass_over(keys[2], 1, &mut backlog), "it has ended");
+        hand.answer(keys[2], &mut backlog);
+        assert!(!hand.pass_over(keys[1], 1, &mut backlog), "too often");
+        assert!(matches!(
+            hand.answer(keys[1], &mut backlog),
             Answered::Finish(_)
         ));
     }

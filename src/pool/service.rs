@@ -8,7 +8,7 @@ use super::child::{Child, Ended, Process};
 use super::connection::{Connection, Heard};
 use super::hand::Answered;
 use super::job::{Job, JobKey, Verdict, WorkerId};
-use super::state::{self, Place, Stage, State};
+use super::state::{self, Place, RESENDS, Stage, State};
 use super::{FOR_EVER, Leave, Next, Shared};
 use crate::error::{Exit, InternalError, SpawnFailed, SpawnFailure};
 
@@ -202,8 +202,20 @@ impl Shared {
             ..
         } = &mut *state;
         let hand = &mut places[id.0 as usize].hand;
+        let mut passed_over = 0;
         let answer = |heard: &Heard| {
-            let answered = hand.answer(heard.sent.call.key, backlog);
+            let call = &heard.sent.call;
+            if call.with_others
+                && heard.is_passed_over()
+                && hand.pass_over(call.key, RESENDS, backlog)
+            {
+                // Blamed, so that a worker which says so of every call does not keep it for ever.
+                backlog.resend(call.key, (call.frame.clone(), Vec::new()), true);
+                counts.resent += 1;
+                passed_over += 1;
+                return Answered::Dropped;
+            }
+            let answered = hand.answer(call.key, backlog);
             match answered {
                 Answered::Finish(_) => counts.note_end(None),
                 Answered::Stopped(_, verdict) => counts.note_end(Some(verdict)),
@@ -211,7 +223,9 @@ impl Shared {
             }
             answered
         };
-        heard.iter().map(answer).collect()
+        let answered = heard.iter().map(answer).collect();
+        self.find_workers(state, passed_over);
+        answered
     }
 
     /// A job that was given to a worker could not be sent to it. It is returned, unless somebody has ended it.
@@ -254,6 +268,11 @@ impl Shared {
         let mut state = self.state.lock();
         let jobs = state.take_back(id, &worker.sent);
         worker.refill_at = 0;
+        self.find_workers(state, jobs);
+    }
+
+    /// So many jobs were put back, while their worker lives: wakes those that can take them.
+    fn find_workers(&self, mut state: parking_lot::MutexGuard<'_, State>, jobs: usize) {
         for _ in 0..jobs.min(state.idle.len()) {
             self.rouse_one(&mut state);
         }

@@ -22,7 +22,7 @@ use super::pace::Paces;
 use crate::error::SpawnFailed;
 
 /// How often a job is sent again when its workers die before they begin it, and may have died of it.
-const RESENDS: u8 = 3;
+pub(super) const RESENDS: u8 = 3;
 
 pub(super) struct State {
     pub(super) phase: Phase,

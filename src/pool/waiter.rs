@@ -172,7 +172,7 @@ impl Waiter {
         worker.reader.set_max_frame(self.shared.settings.max_frame);
         match hello.lane {
             true => worker
-                .use_lane()
+                .use_lane(self.shared.settings.spin)
                 .map_err(|why| SpawnFailure::NotAWorker(why.to_string()))?,
             false => worker.refuse_lane(),
         }

@@ -14,6 +14,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
 use super::Leaving;
+use crate::lane::spin::Spin;
 use crate::lane::{self, Broken, WorkerLane};
 use crate::wire::{FrameReader, HostHello, MAX_FRAME, Message};
 
@@ -29,6 +30,7 @@ struct Lane {
     reader: FrameReader,
     /// Whether the frame that was waited for is on the socket.
     on_socket: bool,
+    spin: Spin,
 }
 
 /// The descriptors that come with the host's hello, in their order.
@@ -95,9 +97,10 @@ impl Channel {
     }
 
     /// From here on all goes through a lane, which the host has been told.
-    pub(super) fn use_lane(&mut self, ends: WorkerLane) {
+    pub(super) fn use_lane(&mut self, ends: WorkerLane, spin: Spin) {
         self.lane = Some(Lane {
             ends,
+            spin,
             reader: FrameReader::new(lane::LONGEST),
             on_socket: false,
         });
@@ -172,6 +175,9 @@ impl Channel {
 impl Lane {
     /// Sleeps until there is something to read, or room for an answer. `false`: the host has closed the connection.
     fn sleep(&mut self, socket: &OwnedFd, room: Option<usize>) -> Result<bool, Leaving> {
+        if room.is_none() && self.spin.until(|| self.ends.has_bytes()) {
+            return Ok(true);
+        }
         let may_sleep = self.ends.doze(room).map_err(Leaving::broken)?;
         if !may_sleep {
             self.ends.wake_up();

@@ -407,6 +407,7 @@ pub fn message(source: &mut Source<'_>) -> Vec<u8> {
             open_files: source.flag().then(|| source.number()),
             buffers: None,
             lane: source.flag(),
+            spin: source.number(),
         }
         .encode(),
         _ => WorkerHello {
