@@ -388,6 +388,28 @@ rows! {
         invariant.check();
     }
 
+    /// Jobs are submitted from the errbacks of those that have killed their workers, and from callbacks, while the pool starts others.
+    fn d6_jobs_are_submitted_while_the_pool_respawns() {
+        let pool = pool(2);
+        let there = pool.clone();
+        let sums = on_a_reactor(move |reactor| {
+            let all = (0..20).map(|n| {
+                let (on, to) = (reactor.clone(), there.clone());
+                let dies = defer_to_process_pool(reactor, &there, abort, ());
+                let first = dies.add_both(move |died: Result<(), Failure>| {
+                    let died = died.expect_err("it has aborted");
+                    assert!(died.is::<WorkerDied>(), "{died:?}");
+                    defer_to_process_pool(&on, &to, add, (n, 1))
+                });
+                let (on, to) = (reactor.clone(), there.clone());
+                first.add_callback(move |sum: i64| defer_to_process_pool(&on, &to, add, (sum, 1)))
+            });
+            gather_results(all.collect::<Vec<_>>())
+        });
+        assert_eq!(sums.expect("each has its sum"), (2..22).collect::<Vec<i64>>());
+        assert_eq!(pool.stats().died, 20);
+    }
+
     /// Jobs are cancelled from the callbacks of others, as their answers come.
     fn c3_a_cancel_from_a_callback_has_one_outcome() {
         let pool = pool(2);

@@ -596,7 +596,9 @@ pub(crate) fn tamper(bytes: Buffer) -> (Vec<String>, Buffer) {
     let listed = |path| std::fs::read_dir(path).into_iter().flatten().flatten();
     for file in listed("/proc/self/fd").chain(listed("/proc/self/map_files")) {
         let target = std::fs::read_link(file.path()).unwrap_or_default();
-        if !target.to_string_lossy().contains("memfd:errback") {
+        let target = target.to_string_lossy();
+        // Where a worker puts its answers is its own to write to, and the host believes nothing of it.
+        if !target.contains("memfd:errback") || target.contains("memfd:errback-answers") {
             continue;
         }
         let mut options = std::fs::OpenOptions::new();

@@ -41,6 +41,16 @@ rows! {
         invariant.check();
     }
 
+    fn f5_what_a_job_starts_has_nothing_of_the_connection() {
+        let invariant = invariant();
+        let text = errback::PythonTask::<(String,), String>::named("faulty:evaluated").expect("a name");
+        let listing = "__import__('subprocess').run(['ls', '-l', '/proc/self/fd'], close_fds=False, capture_output=True, text=True).stdout";
+        let listing = value(invariant.pool.apply_async(text, (listing.to_owned(),)));
+        assert!(listing.contains("/proc/") && listing.contains("0 -> "), "{listing}");
+        assert!(!listing.contains("socket:") && !listing.contains("anon_inode"), "{listing}");
+        invariant.check();
+    }
+
     fn f3_a_job_may_print_as_much_as_it_likes() {
         let before = Belongings::now();
         let invariant = Invariant::of(builder().size(2).pass_output(false).build().expect("a pool"), before);

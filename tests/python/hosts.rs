@@ -3,7 +3,10 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use errback::{Reactor, defer_to_process, defer_to_process_pool, gather_results, set_process_pool};
+use errback::{
+    Failure, Reactor, WorkerDied, defer_to_process, defer_to_process_pool, gather_results,
+    set_process_pool,
+};
 use rustix::process::Signal;
 
 use crate::suite::rows;
@@ -94,6 +97,28 @@ rows! {
 
     fn o1_a_killed_host_leaves_no_stopped_worker() {
         workers_go_with_their_host("sleep", |held| held.kill(Signal::STOP));
+    }
+
+    fn d6_jobs_are_submitted_from_errbacks_while_the_pool_respawns() {
+        let reactor = Reactor::new().expect("a reactor");
+        set_process_pool(&reactor, pool(2)).expect("the first pool");
+        let sums = (0..6).map(|n| {
+            let on = reactor.clone();
+            defer_to_process(&reactor, leave, (1,)).add_both(move |died: Result<(), Failure>| {
+                let died = died.expect_err("its worker has left");
+                assert!(died.is::<WorkerDied>(), "{died:?}");
+                defer_to_process(&on, add, (n, 1))
+            })
+        });
+        let end = reactor.clone();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        gather_results(sums).add_both(move |result: Result<Vec<i64>, _>| {
+            sender.send(result).expect("a receiver");
+            end.stop().map_err(Into::into)
+        }).log_failure();
+        reactor.run().expect("a run");
+        assert_eq!(receiver.recv().expect("a result").expect("sums"), [1, 2, 3, 4, 5, 6]);
+        assert!(child_pids().is_empty());
     }
 
     fn t2_t3_two_kinds_of_pools_serve_one_reactor() {
