@@ -313,6 +313,42 @@ fn jobs_are_run_whether_or_not_one_looks_before_one_sleeps() {
     }
 }
 
+#[errback::task]
+fn block(bytes: Vec<u8>, length: usize) -> (usize, Vec<u8>) {
+    (bytes.len(), vec![7; length])
+}
+
+#[test]
+fn small_and_large_messages_follow_each_other_in_any_order() {
+    // About the lengths at which another way is taken: with others, in the lane, over the socket, in memory of its own.
+    let sent = [0, 100, 100, 100, 4_000, 100, 5_000, 17_000, 300_000];
+    let asked = [0, 100, 17_000, 100, 300_000];
+    for (lane, buffers) in [
+        (false, None),
+        (true, None),
+        (false, Some(65_536)),
+        (true, Some(65_536)),
+    ] {
+        let builder = Pool::builder().size(2).shared_memory(lane);
+        let pool = builder.shared_buffers(buffers).build().expect("a pool");
+        // Short jobs go together from here on.
+        let short = (0..100).map(|_| pool.apply_async(block, (vec![], 0)).get());
+        assert!(short.map(Result::unwrap).eq((0..100).map(|_| (0, vec![]))));
+        let all: Vec<_> = (0..300)
+            .map(|n| (sent[n / 7 % sent.len()], asked[n * 3 % asked.len()]))
+            .map(|(sent, asked)| (sent, asked, pool.apply_async(block, (vec![1; sent], asked))))
+            .collect();
+        for (n, (sent, asked, result)) in all.into_iter().enumerate() {
+            let (length, back) = result.get().unwrap_or_else(|failure| {
+                panic!(
+                    "{n}: {sent} bytes, for {asked}, lane {lane}, buffers {buffers:?}: {failure:#}"
+                )
+            });
+            assert_eq!((length, back.len()), (sent, asked));
+        }
+    }
+}
+
 #[test]
 fn messages_of_all_lengths_come_through_with_shared_memory_and_without() {
     for shared in [true, false] {

@@ -108,6 +108,7 @@ impl Backlog {
         let entry = self.entry(index);
         entry.state = JobState::Sent(worker);
         let job = entry.job.as_mut().expect("what is in the list is in use");
+        let with_others = job.goes_with_others(); // before its frame is taken, whose length counts
         let (frame, attachments) = job.take_frame(wire_id);
         Some(Call {
             key: JobKey {
@@ -117,7 +118,7 @@ impl Backlog {
             task: job.task(),
             timeout: job.timeout(),
             submitted: job.submitted(),
-            with_others: job.goes_with_others(),
+            with_others,
             wire_id,
             frame,
             attachments,
@@ -290,6 +291,21 @@ mod tests {
         assert_eq!(backlog.queued(), 3);
         assert_eq!(taken(&mut backlog), keys.map(|key| key.id));
         assert_eq!((backlog.queued(), backlog.out()), (0, 3));
+    }
+
+    #[test]
+    fn a_large_job_goes_alone() {
+        let mut backlog = Backlog::new();
+        let large =
+            crate::wire::encode_call(0, "t", &("x".repeat(10_000),), crate::wire::MAX_FRAME);
+        let large = (large.expect("a call"), Vec::new());
+        let large = Job::new("t", large, false, Box::new(|_| ()));
+        backlog.push(job());
+        backlog.push(large);
+        assert_eq!(backlog.next_with_others(), Some("t"));
+        assert!(backlog.take(WORKER).expect("it waits").with_others);
+        assert_eq!(backlog.next_with_others(), None);
+        assert!(!backlog.take(WORKER).expect("it waits").with_others);
     }
 
     #[test]
