@@ -30,7 +30,7 @@ pub(crate) fn latency(options: &Options) -> Done {
 pub(crate) async fn one_at_a_time(
     reactor: &Reactor,
     pool: &Pool,
-    task: impl Task<Args = (i64, i64), Output = i64> + Copy,
+    task: impl Task<Args = (i64, i64), Output = i64>,
     count: i64,
 ) -> Result<Vec<Duration>, Failure> {
     let mut times = Vec::new();
