@@ -22,14 +22,14 @@ const DOING: &str = "ERRBACK_TEST_DOING";
 
 /// A host process: this test binary, told to be one.
 fn host(gate: &Gate, doing: &str) -> Child {
+    host_named("host_of_python_workers", gate, doing)
+}
+
+fn host_named(name: &str, gate: &Gate, doing: &str) -> Child {
+    let name = format!("hosts::{name}");
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command
-        .args([
-            "hosts::host_of_python_workers",
-            "--exact",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args([&name, "--exact", "--ignored", "--nocapture"])
         .env(GATE, &gate.path)
         .env(DOING, doing)
         .stdout(Stdio::null())
@@ -52,6 +52,26 @@ fn host_of_python_workers() {
     loop {
         std::thread::park();
     }
+}
+
+#[test]
+#[ignore = "a host for a test below"]
+fn host_that_waits_for_two() {
+    let Ok(gate) = std::env::var(GATE) else {
+        return;
+    };
+    let pool = pool(2);
+    let jobs: Vec<_> = (0..2)
+        .map(|_| pool.apply_async(hold, (gate.clone(),)))
+        .collect();
+    let failed = jobs.into_iter().filter_map(|job| job.get().err()).count();
+    std::process::exit(i32::try_from(failed).expect("two at the most"));
+}
+
+/// How often a process has gone to sleep.
+fn sleeps(pid: u32) -> u64 {
+    let count = crate::support::status(pid, "voluntary_ctxt_switches");
+    count.parse().expect("a number")
 }
 
 /// Kills a host whose two workers are doing something; they must go.
@@ -80,6 +100,25 @@ rows! {
         kill(host.id(), Signal::KILL);
         host.wait().expect("a dead host");
         eventually(ORPHANED, "the workers are gone", || !workers.iter().any(|pid| is_alive(*pid)));
+    }
+
+    fn k6_answers_that_were_sent_count_though_the_workers_are_dead_before_they_are_read() {
+        let gate = Gate::new();
+        let mut host = host_named("host_that_waits_for_two", &gate, "");
+        let held: Vec<Held> = (0..2).map(|_| gate.held()).collect();
+        let workers: Vec<u32> = held.iter().map(|held| held.pid).collect();
+        kill(host.id(), Signal::STOP);
+        eventually(whole(), "the host has stopped", || state(host.id()) == "T");
+        let before: Vec<u64> = workers.iter().map(|pid| sleeps(*pid)).collect();
+        held.into_iter().for_each(Held::release);
+        eventually(whole(), "they have answered and wait for calls", || {
+            let mut each = workers.iter().zip(&before);
+            each.all(|(pid, before)| sleeps(*pid) > *before && state(*pid) == "S")
+        });
+        workers.iter().for_each(|pid| kill(*pid, Signal::KILL));
+        kill(host.id(), Signal::CONT);
+        let status = host.wait().expect("an end");
+        assert!(status.success(), "{status}: so many jobs have failed");
     }
 
     fn o1_a_killed_host_leaves_no_worker_that_sleeps() {
