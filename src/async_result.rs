@@ -11,7 +11,7 @@ use errback_deferred::Failure;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::InternalError;
-use crate::pool::{JobHandle, Pool};
+use crate::pool::{Called, Decode, End, Ending, JobKey, Outcome, Pool};
 use crate::task::Task;
 
 /// The result of a task that runs, or waits to run, in a worker process.
@@ -32,15 +32,17 @@ use crate::task::Task;
 #[must_use = "dropping it drops the result, and any failure with it"]
 pub struct AsyncResult<T> {
     cell: Arc<Cell<T>>,
-    /// `None`: the job was refused, and the result is there.
-    job: Option<JobHandle>,
     /// So that a pool is not ended by its last handle's drop while somebody waits for its results.
     pool: Pool,
+    /// The two numbers of the job's key, which takes more room than they do: there may be a million of these.
+    id: u64,
+    index: u32,
     cancel_on_drop: bool,
 }
 
-/// Where the result is put.
+/// Where the result is put, and all else that a job's end needs: one allocation for each job.
 struct Cell<T> {
+    decode: Decode<T>,
     state: Mutex<CellState<T>>,
     ready: Condvar,
 }
@@ -51,27 +53,26 @@ enum CellState<T> {
     Taken,
 }
 
-/// The end that puts it there. Dropped without doing so, it says that.
-struct Fill<T>(Option<Arc<Cell<T>>>);
-
 impl<T: Send + 'static> AsyncResult<T> {
     pub(crate) fn submit<F: Task<Output = T>>(pool: &Pool, task: F, args: &F::Args) -> Self {
-        let cell = Arc::new(Cell {
-            state: Mutex::new(CellState::Pending(None)),
-            ready: Condvar::new(),
-        });
-        let fill = Fill(Some(Arc::clone(&cell)));
-        let job = match pool.encode(task, args) {
-            Ok(call) => pool.submit(call, move |result| fill.fill(result)),
+        let (cell, key) = match pool.encode(task, args) {
+            Ok(call) => {
+                let cell = Arc::new(Cell::new(call.decode()));
+                let end = End::new(Arc::clone(&cell) as Arc<dyn Ending>);
+                (cell, pool.submit_job(call.job_for(end)))
+            }
             Err(error) => {
-                fill.fill(Err(error.into()));
-                None
+                let cell = Cell::new(|_, _, _| unreachable!("nobody answers it"));
+                cell.fill(Err(error.into()));
+                (Arc::new(cell), None)
             }
         };
+        let (index, id) = key.unwrap_or(JobKey::NONE).parts();
         AsyncResult {
             cell,
-            job,
             pool: pool.clone(),
+            id,
+            index,
             cancel_on_drop: false,
         }
     }
@@ -136,8 +137,21 @@ impl<T> AsyncResult<T> {
         }
     }
 
+    /// Looks for the answer for a moment, if it is not there: nobody has to be woken for one that comes soon.
+    fn listen(&self) {
+        if !self.ready() {
+            let shared = self.pool.shared();
+            shared.listen(self.key(), || self.cell.is_ready());
+        }
+    }
+
+    fn key(&self) -> JobKey {
+        JobKey::from_parts(self.index, self.id)
+    }
+
     /// Blocks until the result is there.
     pub fn wait(&self) {
+        self.listen();
         let Ok(mut state) = self.look() else { return };
         while let CellState::Pending(_) = *state {
             self.cell.ready.wait(&mut state);
@@ -150,6 +164,7 @@ impl<T> AsyncResult<T> {
             self.wait();
             return true;
         };
+        self.listen();
         let Ok(mut state) = self.look() else {
             return true;
         };
@@ -186,7 +201,7 @@ impl<T> AsyncResult<T> {
     /// The result then is a [`CancelledError`](crate::CancelledError), whatever the job still returns, and comes when the job has
     /// stopped or the killed process is gone. Only an answer that had come before counts.
     pub fn cancel(&self) {
-        self.job.iter().for_each(JobHandle::cancel);
+        self.pool.shared().cancel(self.key());
     }
 
     /// From now on dropping this cancels the job.
@@ -239,27 +254,56 @@ impl<T> fmt::Debug for AsyncResult<T> {
     }
 }
 
-impl<T> Fill<T> {
-    fn fill(mut self, result: Result<T, Failure>) {
-        self.put(result);
+impl<T> Cell<T> {
+    fn new(decode: Decode<T>) -> Cell<T> {
+        Cell {
+            decode,
+            state: Mutex::new(CellState::Pending(None)),
+            ready: Condvar::new(),
+        }
     }
 
-    fn put(&mut self, result: Result<T, Failure>) {
-        let Some(cell) = self.0.take() else { return };
-        let before = std::mem::replace(&mut *cell.state.lock(), CellState::Ready(result));
-        cell.ready.notify_all();
-        if let CellState::Pending(Some(waker)) = before {
+    fn is_ready(&self) -> bool {
+        !matches!(*self.state.lock(), CellState::Pending(_))
+    }
+
+    /// Puts the result there, if there is none.
+    fn fill(&self, result: Result<T, Failure>) {
+        let mut state = self.state.lock();
+        let CellState::Pending(waker) = &mut *state else {
+            return;
+        };
+        let waker = waker.take();
+        *state = CellState::Ready(result);
+        drop(state);
+        self.ready.notify_all();
+        if let Some(waker) = waker {
             waker.wake(); // user code: outside the lock
         }
     }
 }
 
-impl<T> Drop for Fill<T> {
-    fn drop(&mut self) {
+impl<T: Send + 'static> Ending for Cell<T> {
+    fn end(&self, outcome: Outcome<'_>, called: Called<'_>) {
+        self.fill(called.note((self.decode)(called, 1, outcome)));
+    }
+
+    fn lost(&self) {
         // Only then is a failure made: it may capture a backtrace.
-        if self.0.is_some() {
+        if !self.is_ready() {
             let message = "a job was lost".to_string();
-            self.put(Err(InternalError { message }.into()));
+            self.fill(Err(InternalError { message }.into()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_results_take_little_memory() {
+        assert!(size_of::<AsyncResult<u64>>() <= 32);
+        assert!(size_of::<Cell<u64>>() <= 48); // and two counts
     }
 }

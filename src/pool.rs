@@ -19,6 +19,7 @@
 //! Lock order: the state's lock is the only one that is held while another piece of the pool is called, and nothing that
 //! is called under it blocks or runs user code.
 
+mod answers;
 mod arenas;
 mod asked;
 mod backlog;
@@ -33,6 +34,7 @@ mod histogram;
 mod job;
 mod output;
 mod pace;
+mod packed;
 mod python;
 mod room;
 mod service;
@@ -60,9 +62,12 @@ use crate::task::Task;
 use crate::wire::HostHello;
 use cgroup::OomKills;
 use child::Launch;
-use job::{Job, JobKey};
+use job::Home;
+use job::Job;
+pub(crate) use job::{Called, End, Ending, JobKey, Outcome};
 use output::Output;
 use state::{Closing, State};
+pub(crate) use typed::Decode;
 use wakeup::Wakeup;
 
 pub use builder::Builder;
@@ -118,14 +123,13 @@ pub(crate) struct Shared {
     /// fork may find the lock held that the standard library has for that.
     forked: Failure,
     state: Mutex<State>,
-    /// One for each place: rung when there is a job, a worker, or an end for that waiter.
+    /// One for each place: rung when there is a worker, or an end, for a waiter that has none.
     bells: Box<[Condvar]>,
     /// Wakes the supervisor.
     supervisor: Wakeup,
     output: Arc<Output>,
     oom_kills: OomKills,
-    /// How many jobs have failed. Counted where a result is decoded, before it is handed over.
-    failed: Arc<AtomicU64>,
+    home: Home,
     /// Notified when the phase is `Ended`.
     ended: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -164,6 +168,8 @@ struct Settings {
 enum Next {
     /// There are calls to write, or answers to wait for.
     Jobs,
+    /// There is nothing, until then.
+    Sit(Option<Instant>),
     /// The worker died while it was idle.
     Died,
     /// The worker is to leave.
@@ -329,6 +335,10 @@ impl Pool {
         };
         let bells = (0..settings.size).map(|_| Condvar::new()).collect();
         let output = Arc::new(Output::new(settings.pass_output)?);
+        let home = Home {
+            python: settings.launch.is_python(),
+            failed: AtomicU64::new(0),
+        };
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(settings.min_size)),
             settings,
@@ -338,7 +348,7 @@ impl Pool {
             supervisor: Wakeup::new()?,
             output,
             oom_kills: OomKills::default(),
-            failed: Arc::default(),
+            home,
             ended: Condvar::new(),
             thread: Mutex::new(None),
         });

@@ -89,13 +89,57 @@ pub(crate) fn encode_call_sharing<A: Serialize + ?Sized>(
     max_frame: usize,
     share_from: Option<usize>,
 ) -> Result<WithAttachments, EncodeError> {
-    let mut encoder = framed(max_frame).sharing(share_from);
+    let mut parts = encode_call_into(Vec::new(), task, args, max_frame, share_from)?;
+    patch_call_id(&mut parts.0, id);
+    Ok(parts)
+}
+
+/// The same, written into memory that was used before, with the id 0.
+pub(crate) fn encode_call_into<A: Serialize + ?Sized>(
+    mut into: Vec<u8>,
+    task: &str,
+    args: &A,
+    max_frame: usize,
+    share_from: Option<usize>,
+) -> Result<WithAttachments, EncodeError> {
+    into.clear();
+    let mut encoder = framed_into(into, max_frame).sharing(share_from);
     encoder.raw(&[0x94, 0x00])?;
-    encoder.marked(0xcf, id.to_be_bytes())?;
+    encoder.marked(0xcf, 0_u64.to_be_bytes())?;
     encoder.text(task)?;
     args_value(&mut encoder, args)?;
     finish(&mut encoder);
     Ok(encoder.into_parts())
+}
+
+/// Where in a call of `task` its arguments begin; they go to the end of the frame.
+pub(crate) fn args_offset(task: &str) -> usize {
+    let header = match task.len() {
+        ..32 => 1,
+        32..0x100 => 2,
+        0x100..0x1_0000 => 3,
+        _ => 5,
+    };
+    CALL_ID_OFFSET + 8 + header + task.len()
+}
+
+/// Writes a call of few arguments, which are encoded: the frame that [`encode_call`] makes.
+pub(crate) fn put_call_together(into: &mut Vec<u8>, id: u64, task: &str, args: &[u8]) {
+    let length = args_offset(task) - HEADER + args.len();
+    let length = u32::try_from(length).expect("a frame that was made once");
+    into.extend_from_slice(&length.to_be_bytes());
+    into.extend_from_slice(&[0x94, 0x00, 0xcf]);
+    into.extend_from_slice(&id.to_be_bytes());
+    let name = task.len() as u32; // as much as the frame has at the most
+    let bytes = name.to_be_bytes();
+    match name {
+        ..32 => into.push(0xa0 | name as u8),
+        32..0x100 => into.extend_from_slice(&[0xd9, bytes[3]]),
+        0x100..0x1_0000 => into.extend_from_slice(&[0xda, bytes[2], bytes[3]]),
+        _ => into.extend_from_slice(&[0xdb, bytes[0], bytes[1], bytes[2], bytes[3]]),
+    }
+    into.extend_from_slice(task.as_bytes());
+    into.extend_from_slice(args);
 }
 
 /// Gives a frame made by [`encode_call`] another id.
@@ -440,7 +484,13 @@ pub(crate) fn error_answer(encoder: &mut Encoder, id: u64, error: RemoteErrorBod
 pub const MIN_FRAME: usize = 1024;
 
 fn framed(max_frame: usize) -> Encoder {
+    framed_into(Vec::new(), max_frame)
+}
+
+/// One that writes into empty memory.
+fn framed_into(into: Vec<u8>, max_frame: usize) -> Encoder {
     let mut encoder = Encoder::new(frame_limit(max_frame));
+    encoder.replace(into);
     encoder
         .raw(&[0; HEADER])
         .expect("every limit has room for a header");

@@ -14,7 +14,6 @@ use std::ops::Range;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Weak};
 
-use super::backlog::Call;
 use super::child::Process;
 use crate::buffer::arena::{self, Lease};
 use crate::buffer::packet::{self, Came, Packet, Word};
@@ -102,22 +101,22 @@ impl Arenas {
     }
 
     /// Makes a call ready to be written: the worker is shown the arenas that it refers to. If that cannot be, the bytes go
-    /// into the frame.
+    /// into the frame: another one, which is returned.
     ///
     /// # Errors
-    /// The frame would then be longer than `limit`.
-    pub(super) fn prepare(&mut self, call: &mut Call, limit: usize) -> Result<(), EncodeError> {
-        if call.attachments.is_empty() {
-            return Ok(());
-        }
+    /// It would then be longer than `limit`.
+    pub(super) fn prepare(
+        &mut self,
+        frame: &[u8],
+        attachments: &[Attachment],
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, EncodeError> {
         self.returns.flush(&mut self.returns.pending.lock());
         self.forget();
-        if self.shared && call.attachments.iter().all(|it| self.announce(&it.lease)) {
-            return Ok(());
+        if self.shared && attachments.iter().all(|it| self.announce(&it.lease)) {
+            return Ok(None);
         }
-        call.frame = travel::inlined(&call.frame, &call.attachments, limit)?;
-        call.attachments.clear();
-        Ok(())
+        travel::inlined(frame, attachments, limit).map(Some)
     }
 
     /// Whether the worker knows an arena of ours, now.
@@ -151,14 +150,13 @@ impl Arenas {
         });
     }
 
-    /// The worker says what has become of arenas. `calls`: what it was sent and has not answered.
-    pub(super) fn note<'a>(
+    /// The worker says what has become of arenas. `attachments`: those of the call that it has not answered.
+    pub(super) fn note(
         &mut self,
         params: &[u8],
-        mut calls: impl Iterator<Item = &'a Call>,
+        attachments: &[Attachment],
     ) -> Result<(), ProtocolError> {
         let notice = BuffersNotice::parse(params)?;
-        let attachments = calls.next().map_or(&[][..], |call| &call.attachments);
         for Attachment { lease, .. } in attachments {
             if notice.kept.contains(&lease.number()) {
                 self.kept.insert(lease.number(), Arc::clone(lease));
@@ -266,9 +264,9 @@ impl Arenas {
         Ok(())
     }
 
-    /// The worker is dead, or as good as that; `calls` are with it. Children that it has left may go on reading.
-    pub(super) fn bury<'a>(&self, calls: impl Iterator<Item = &'a Call>) {
-        let leases = calls.flat_map(|call| call.attachments.iter().map(|it| &it.lease));
+    /// The worker is dead, or as good as that, with a call that refers to these. Children that it has left may go on reading.
+    pub(super) fn bury(&self, attachments: &[Attachment]) {
+        let leases = attachments.iter().map(|it| &it.lease);
         leases.chain(self.kept.values()).for_each(|it| it.spoil());
     }
 }

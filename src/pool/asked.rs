@@ -11,7 +11,7 @@ use errback_deferred::{CancelledError, Failure};
 
 use super::deadlines::Due;
 use super::job::{Job, JobKey, JobState, Verdict};
-use super::state::{Closing, Phase, State};
+use super::state::{Closing, Handover, Phase, State};
 use super::{JobHandle, Refused, Shared, WhenFull};
 use crate::error::{Overloaded, PoolClosed, TimedOut};
 use crate::hook;
@@ -26,13 +26,12 @@ impl Shared {
     }
 
     /// Takes a job, or gives it back. Never blocks.
-    pub(crate) fn submit(self: &Arc<Self>, job: Job) -> Result<JobHandle, Box<Refused>> {
+    pub(crate) fn submit(&self, job: Job) -> Result<JobKey, Box<Refused>> {
         if let Some(why) = self.forked() {
             return Err(Box::new(Refused { job, why }));
         }
-        let expiry = job
-            .expires()
-            .and_then(|after| job.submitted().checked_add(after));
+        let submitted = job.submitted();
+        let expiry = job.expires().and_then(|after| submitted.checked_add(after));
         let mut state = self.state.lock();
         if let Some(why) = self.refusal_in(&state) {
             drop(state);
@@ -41,14 +40,18 @@ impl Shared {
         let key = state.backlog.push(job);
         state.counts.submitted += 1;
         let is_next = expiry.is_some_and(|at| state.schedule(at, Due::Expire(key)));
-        self.find_worker(state);
+        match state.hand_over(submitted) {
+            Handover::None => self.find_worker(state),
+            Handover::Done => {}
+            Handover::Ring(lane) => {
+                drop(state);
+                lane.ring();
+            }
+        }
         if is_next {
             self.supervisor.wake();
         }
-        Ok(JobHandle {
-            shared: Arc::downgrade(self),
-            key,
-        })
+        Ok(key)
     }
 
     /// Why a job would not be taken now.
@@ -92,8 +95,9 @@ impl Shared {
     /// Sees to it that somebody takes the job that has just been queued: the idle waiter that worked last, or a new worker.
     pub(super) fn find_worker(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         if let Some(id) = state.idle.pop() {
+            let process = state.place(id).process.clone();
             drop(state);
-            self.bells[id.0 as usize].notify_one();
+            process.into_iter().for_each(|it| it.wakeup().wake());
             return;
         }
         let grow = state.wanted < self.settings.size && state.is_short_of_workers();
@@ -106,7 +110,7 @@ impl Shared {
     }
 
     /// See [`JobHandle::cancel`].
-    pub(super) fn cancel(self: &Arc<Self>, key: JobKey) {
+    pub(crate) fn cancel(self: &Arc<Self>, key: JobKey) {
         self.cancel_with(key, self.settings.cancel_grace);
     }
 
@@ -126,7 +130,7 @@ impl Shared {
         let job = state.stop(key, Verdict::Cancelled, grace);
         drop(state);
         if let Some(job) = job {
-            job.fail(CancelledError);
+            job.fail(CancelledError, &self.home);
         }
     }
 
@@ -160,9 +164,9 @@ impl Shared {
                         queued: true,
                         pid: None,
                     };
-                    job.fail(late);
+                    job.fail(late, &self.home);
                 }
-                _ => job.fail(CancelledError),
+                _ => job.fail(CancelledError, &self.home),
             }
         }
         if closing {

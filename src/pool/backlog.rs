@@ -10,12 +10,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::job::{Job, JobKey, JobState, WorkerId};
-use crate::buffer::travel::Attachment;
-use crate::wire::WithAttachments;
+use super::job::{End, Job, JobKey, JobState, WorkerId};
+use super::packed::{Frame, Packed};
 
 /// The end of the list, or of the free entries.
 const NONE: u32 = u32::MAX;
+
+/// The number of a task in this table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct TaskId(pub(super) u32);
 
 pub(super) struct Backlog {
     entries: Vec<Entry>,
@@ -28,27 +31,48 @@ pub(super) struct Backlog {
     last_id: u64,
     /// The last number under which a call was sent. Never the same twice: a worker may remember what it was asked about one.
     last_wire_id: u64,
+    /// The tasks of the jobs that there ever were: few.
+    tasks: Vec<&'static str>,
+    last_task: u32,
+    /// From when times are counted.
+    epoch: Instant,
+    /// Where a frame is put together.
+    scratch: Vec<u8>,
 }
 
+/// A job, in as few bytes as may be: there can be a million.
 struct Entry {
-    /// `None`: the entry is free.
-    job: Option<Job>,
-    state: JobState,
+    /// 0: the entry is free.
+    id: u64,
+    end: End,
+    packed: Packed,
+    /// In nanoseconds of the table's time.
+    submitted: u64,
+    task: u32,
+    /// Who has it, if it is out.
+    worker: u32,
     previous: u32,
     next: u32,
+    stage: Stage,
+    /// How often it was put back because a worker may have died of it.
+    resends: u8,
 }
 
-/// A job that a worker is about to be sent: its name in the table, and the bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Queued,
+    Sent,
+    Running,
+}
+
+/// A job that a worker is about to be sent.
 pub(super) struct Call {
     pub(super) key: JobKey,
     /// The number under which it is sent.
     pub(super) wire_id: u64,
-    pub(super) task: &'static str,
-    pub(super) frame: Vec<u8>,
-    /// The buffers that the frame refers to. They are kept until the call is answered, or its worker dead.
-    pub(super) attachments: Vec<Attachment>,
-    pub(super) timeout: Option<Duration>,
-    pub(super) submitted: Instant,
+    pub(super) task: TaskId,
+    /// How long it has waited.
+    pub(super) waited: Duration,
     /// Whether others may be sent behind it.
     pub(super) with_others: bool,
 }
@@ -64,6 +88,10 @@ impl Backlog {
             out: 0,
             last_id: 0,
             last_wire_id: 0,
+            tasks: Vec::new(),
+            last_task: 0,
+            epoch: Instant::now(),
+            scratch: Vec::new(),
         }
     }
 
@@ -78,25 +106,48 @@ impl Backlog {
     }
 
     /// Adds a job behind the others. It gets its number here.
-    pub(super) fn push(&mut self, mut job: Job) -> JobKey {
+    pub(super) fn push(&mut self, job: Job) -> JobKey {
         self.last_id += 1;
-        job.set_id(self.last_id);
+        let id = self.last_id;
+        let TaskId(task) = self.task_id(job.task);
+        let submitted = job.submitted.saturating_duration_since(self.epoch);
         let entry = Entry {
-            job: Some(job),
-            state: JobState::Queued,
+            id,
+            end: job.end,
+            packed: job.packed,
+            submitted: u64::try_from(submitted.as_nanos()).unwrap_or(u64::MAX),
+            task,
+            worker: 0,
             previous: NONE,
             next: NONE,
+            stage: Stage::Queued,
+            resends: 0,
         };
         let index = self.place(entry);
         self.link_last(index);
-        JobKey {
-            index,
-            id: self.last_id,
+        JobKey { index, id }
+    }
+
+    /// The number of a task. By the place of its name: it is the same one for all jobs of a task, and two for one do no harm.
+    fn task_id(&mut self, name: &'static str) -> TaskId {
+        let is_it = |known: &&'static str| std::ptr::eq(*known, name);
+        if self
+            .tasks
+            .get(self.last_task as usize)
+            .is_none_or(|it| !is_it(&it))
+        {
+            let index = self.tasks.iter().position(|it| is_it(&it));
+            let index = index.unwrap_or_else(|| {
+                self.tasks.push(name);
+                self.tasks.len() - 1
+            });
+            self.last_task = u32::try_from(index).expect("tasks are few");
         }
+        TaskId(self.last_task)
     }
 
     /// The next job, for `worker`: it is out from now on.
-    pub(super) fn take(&mut self, worker: WorkerId) -> Option<Call> {
+    pub(super) fn take(&mut self, worker: WorkerId, now: Instant) -> Option<Call> {
         let index = self.head;
         if index == NONE {
             return None;
@@ -104,44 +155,53 @@ impl Backlog {
         self.unlink(index);
         self.out += 1;
         self.last_wire_id += 1;
-        let wire_id = self.last_wire_id;
+        let (wire_id, epoch) = (self.last_wire_id, self.epoch);
         let entry = self.entry(index);
-        entry.state = JobState::Sent(worker);
-        let job = entry.job.as_mut().expect("what is in the list is in use");
-        let with_others = job.goes_with_others(); // before its frame is taken, whose length counts
-        let (frame, attachments) = job.take_frame(wire_id);
+        (entry.stage, entry.worker) = (Stage::Sent, worker.0);
+        let now = now.saturating_duration_since(epoch);
         Some(Call {
             key: JobKey {
                 index,
-                id: job.id(),
+                id: entry.id,
             },
-            task: job.task(),
-            timeout: job.timeout(),
-            submitted: job.submitted(),
-            with_others,
             wire_id,
-            frame,
-            attachments,
+            task: TaskId(entry.task),
+            waited: now.saturating_sub(Duration::from_nanos(entry.submitted)),
+            with_others: entry.packed.goes_with_others(),
         })
     }
 
+    /// The bytes of a job that is out, to be sent under this number.
+    pub(super) fn frame(&mut self, key: JobKey, wire_id: u64) -> Frame<'_> {
+        self.assert_out(key);
+        let entry = &mut self.entries[key.index as usize];
+        let task = self.tasks[entry.task as usize];
+        entry.packed.frame(task, wire_id, &mut self.scratch)
+    }
+
     /// The task of the next job, if that may be sent behind others.
-    pub(super) fn next_with_others(&self) -> Option<&'static str> {
+    pub(super) fn next_with_others(&self) -> Option<TaskId> {
         let entry = self.entries.get(self.head as usize)?;
-        let job = entry.job.as_ref()?;
-        job.goes_with_others().then(|| job.task())
+        let task = TaskId(entry.task);
+        entry.packed.goes_with_others().then_some(task)
     }
 
     /// Where a job is.
     pub(super) fn state(&self, key: JobKey) -> JobState {
         match self.entries.get(key.index as usize) {
-            Some(Entry {
-                job: Some(job),
-                state,
-                ..
-            }) if job.id() == key.id => *state,
+            Some(entry) if entry.id == key.id && key != JobKey::NONE => match entry.stage {
+                Stage::Queued => JobState::Queued,
+                Stage::Sent => JobState::Sent(WorkerId(entry.worker)),
+                Stage::Running => JobState::Running(WorkerId(entry.worker)),
+            },
             _ => JobState::Done,
         }
+    }
+
+    /// How long a job that is out may run.
+    pub(super) fn timeout(&self, key: JobKey) -> Option<Duration> {
+        self.assert_out(key);
+        self.entries[key.index as usize].packed.timeout()
     }
 
     /// Takes a job out that still waits; `None` when it is elsewhere by now.
@@ -162,23 +222,23 @@ impl Backlog {
 
     /// The worker has begun a job that is out.
     pub(super) fn begin(&mut self, key: JobKey, worker: WorkerId) {
-        self.entry_out(key).state = JobState::Running(worker);
+        let entry = self.entry_out(key);
+        (entry.stage, entry.worker) = (Stage::Running, worker.0);
     }
 
     /// A job that was out, and had not begun, waits again, before all others. Its key stays good. `blamed`: its worker
     /// may have died of it.
-    pub(super) fn resend(&mut self, key: JobKey, frame: WithAttachments, blamed: bool) {
+    pub(super) fn resend(&mut self, key: JobKey, blamed: bool) {
         let entry = self.entry_out(key);
-        entry.state = JobState::Queued;
-        let job = entry.job.as_mut().expect("an entry that is out is in use");
-        job.put_back(frame, blamed);
+        entry.stage = Stage::Queued;
+        entry.resends += u8::from(blamed);
         self.out -= 1;
         self.link_first(key.index);
     }
 
     /// How often a worker may have died of a job that is out.
     pub(super) fn resends(&mut self, key: JobKey) -> u8 {
-        self.entry_out(key).job.as_ref().map_or(0, Job::resends)
+        self.entry_out(key).resends
     }
 
     /// Takes out the next jobs that wait, in their order.
@@ -224,10 +284,16 @@ impl Backlog {
 
     fn release(&mut self, index: u32) -> Job {
         let free = std::mem::replace(&mut self.free, index);
-        let entry = self.entry(index);
+        let epoch = self.epoch;
+        let entry = &mut self.entries[index as usize];
         entry.next = free;
-        entry.state = JobState::Done;
-        entry.job.take().expect("only an entry in use is released")
+        Job {
+            id: std::mem::take(&mut entry.id),
+            task: self.tasks[entry.task as usize],
+            packed: std::mem::take(&mut entry.packed),
+            end: std::mem::take(&mut entry.end),
+            submitted: epoch + Duration::from_nanos(entry.submitted),
+        }
     }
 
     fn link_last(&mut self, index: u32) {
@@ -269,17 +335,26 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Limits;
+    use crate::wire::MAX_FRAME;
 
     const WORKER: WorkerId = WorkerId(0);
 
     fn job() -> Job {
-        let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME)
-            .expect("() can be encoded");
-        Job::new("t", (frame, Vec::new()), false, Box::new(|_| ()))
+        job_of(())
+    }
+
+    fn job_of(args: impl serde::Serialize) -> Job {
+        let packed = Packed::call("t", &args, Limits::default(), MAX_FRAME, None);
+        Job::new("t", packed.expect("a call"), End::default())
+    }
+
+    fn take(backlog: &mut Backlog) -> Option<Call> {
+        backlog.take(WORKER, Instant::now())
     }
 
     fn taken(backlog: &mut Backlog) -> Vec<u64> {
-        std::iter::from_fn(|| backlog.take(WORKER))
+        std::iter::from_fn(|| take(backlog))
             .map(|call| call.key.id)
             .collect()
     }
@@ -296,16 +371,13 @@ mod tests {
     #[test]
     fn a_large_job_goes_alone() {
         let mut backlog = Backlog::new();
-        let large =
-            crate::wire::encode_call(0, "t", &("x".repeat(10_000),), crate::wire::MAX_FRAME);
-        let large = (large.expect("a call"), Vec::new());
-        let large = Job::new("t", large, false, Box::new(|_| ()));
         backlog.push(job());
-        backlog.push(large);
-        assert_eq!(backlog.next_with_others(), Some("t"));
-        assert!(backlog.take(WORKER).expect("it waits").with_others);
+        backlog.push(job_of(("x".repeat(10_000),)));
+        let task = backlog.next_with_others().expect("the first is small");
+        let call = take(&mut backlog).expect("it waits");
+        assert!(call.with_others && call.task == task);
         assert_eq!(backlog.next_with_others(), None);
-        assert!(!backlog.take(WORKER).expect("it waits").with_others);
+        assert!(!take(&mut backlog).expect("it waits").with_others);
     }
 
     #[test]
@@ -345,11 +417,29 @@ mod tests {
         let mut backlog = Backlog::new();
         let first = backlog.push(job());
         let second = backlog.push(job());
-        let call = backlog.take(WORKER).expect("two wait");
-        backlog.resend(call.key, (call.frame, call.attachments), true);
+        let call = take(&mut backlog).expect("two wait");
+        backlog.resend(call.key, true);
         assert_eq!(backlog.state(first), JobState::Queued);
         assert_eq!(taken(&mut backlog), [first.id, second.id]);
         assert_eq!(backlog.resends(first), 1);
+    }
+
+    #[test]
+    fn an_entry_is_small() {
+        assert!(size_of::<Entry>() <= 80, "{}", size_of::<Entry>());
+    }
+
+    #[test]
+    fn a_job_has_its_own_frame_each_time_that_it_is_sent() {
+        let mut backlog = Backlog::new();
+        backlog.push(job_of((7,)));
+        for _ in 0..2 {
+            let call = take(&mut backlog).expect("it waits");
+            let expected = crate::wire::encode_call(call.wire_id, "t", &(7,), MAX_FRAME);
+            let frame = backlog.frame(call.key, call.wire_id).to_shared();
+            assert_eq!(frame.frame, expected.expect("a call"));
+            backlog.resend(call.key, false);
+        }
     }
 
     #[test]
@@ -357,7 +447,7 @@ mod tests {
         let mut backlog = Backlog::new();
         for _ in 0..1000 {
             let key = backlog.push(job());
-            backlog.take(WORKER);
+            take(&mut backlog);
             drop(backlog.take_out(key));
         }
         assert_eq!(backlog.entries.len(), 1);

@@ -372,6 +372,11 @@ impl Process {
         let _ = self.lane.set(lane);
     }
 
+    /// The lane, if the worker uses it.
+    pub(super) fn lane(&self) -> Option<&Arc<HostLane>> {
+        self.lane.get()
+    }
+
     /// How many calls the worker has begun since this was asked last. Under the pool's lock.
     pub(super) fn take_count(&self) -> u64 {
         match self.lane.get() {

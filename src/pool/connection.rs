@@ -13,18 +13,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::MutexGuard;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::arenas::Arenas;
-use super::backlog::Call;
 use super::child::{Child, Process};
-use super::job::{Job, Verdict};
+use super::hand::{Answered, Held};
+use super::job::{Job, JobKey, Verdict};
 use super::output::WorkerOutput;
 use super::pace;
+use super::packed::{Frame, Whole};
 use super::wakeup::poll;
-use crate::buffer::travel::Received;
+use crate::buffer::travel::{Attachment, Received};
 use crate::lane::spin::Spin;
 use crate::lane::{self, Broken, HostLane};
 use crate::wire::{
@@ -48,21 +50,33 @@ const LONGEST_HELLO: usize = 64 << 10;
 
 pub(super) struct Connection {
     pub(super) process: Arc<Process>,
-    socket: OwnedFd,
+    watch: Arc<Watch>,
     pub(super) output: WorkerOutput,
     pub(super) born: Instant,
     /// The memory that buffers travel in.
     pub(super) arenas: Arenas,
     /// What the worker has said and nobody has looked at yet.
     pub(super) reader: FrameReader,
-    /// The calls that are with the worker, in their order.
-    pub(super) sent: VecDeque<Sent>,
-    /// How many of them, at the end, are not written to their end.
-    unwritten: usize,
-    /// The memory that the worker shares with us, if it uses it.
-    lane: Option<Lane>,
+    /// How many calls are with the worker, as far as its waiter knows.
+    pub(super) out: usize,
+    /// The first of them.
+    pub(super) first: Option<First>,
+    /// The frames that are to be written to the socket.
+    unwritten: VecDeque<Outgoing>,
     /// How much of the first of those is written.
     written: usize,
+    /// The buffers that the call which is with the worker refers to: such a one goes alone.
+    lent: Vec<Attachment>,
+    /// The memory that the worker shares with us, if it uses it.
+    lane: Option<Lane>,
+    /// What was wrong with what it said, when somebody else than its waiter found it out.
+    pub(super) broken: Option<ProtocolError>,
+    /// Room for answers that are being dealt with.
+    pub(super) told: Vec<Heard>,
+    /// And for what becomes of the calls.
+    pub(super) become_of: Vec<Answered>,
+    /// Whether its waiter sits by: others may look for answers, and leave it to the waiter when they do not come.
+    pub(super) sits: bool,
     /// Jobs that it answered after its kill had been decided: they end when it is dead.
     pub(super) late: Vec<(Job, Verdict, Instant)>,
     /// How many calls it has answered.
@@ -81,13 +95,19 @@ pub(super) struct Connection {
     /// How many bytes are still read once the process is dead.
     last_words: usize,
     /// The first call, and what was not written, when it was last looked.
-    looked: (u64, usize, usize, u64),
+    looked: (Option<u64>, usize, usize, u64),
     /// The lane that it was offered.
     offered: Option<Arc<HostLane>>,
     /// How many answers have come through the lane.
     heard: u64,
     /// Whether each answer is to be told at once: of those that were waited for together, one takes its time.
     hurry: bool,
+}
+
+/// What a waiter watches in its sleep.
+struct Watch {
+    process: Arc<Process>,
+    socket: OwnedFd,
 }
 
 /// The lane as its worker's waiter has it.
@@ -125,20 +145,45 @@ impl Alarms {
     }
 }
 
-/// A call that is with the worker.
-pub(super) struct Sent {
-    pub(super) call: Call,
+/// The call that the worker answers next.
+#[derive(Clone, Copy)]
+pub(super) struct First {
+    pub(super) key: JobKey,
+    wire_id: u64,
+    /// When it was sent.
     pub(super) at: Instant,
-    /// The buffers that its answer refers to.
-    pub(super) received: Received,
+    pub(super) timeout: Option<Duration>,
+    /// When the worker is to be killed for one of its jobs that does not stop.
+    pub(super) kill_at: Option<Instant>,
+}
+
+impl First {
+    pub(super) fn of(held: &Held, timeout: Option<Duration>, kill_at: Option<Instant>) -> First {
+        First {
+            key: held.key,
+            wire_id: held.wire_id,
+            at: held.at,
+            timeout,
+            kill_at,
+        }
+    }
+}
+
+/// A frame that is to be written to the socket.
+struct Outgoing {
+    wire_id: u64,
+    call: Arc<Whole>,
 }
 
 /// An answer, whose bytes are in the reader.
 pub(super) struct Heard {
-    pub(super) sent: Sent,
+    /// The number of the call.
+    pub(super) id: u64,
     pub(super) outcome: Said,
     /// In which of the readers its bytes are.
     pub(super) on_socket: bool,
+    /// The buffers that it refers to.
+    pub(super) received: Received,
 }
 
 impl Heard {
@@ -192,14 +237,23 @@ impl Connection {
         } = child;
         Connection {
             arenas: Arenas::new(Arc::clone(&process)),
+            watch: Arc::new(Watch {
+                process: Arc::clone(&process),
+                socket,
+            }),
             process,
-            socket,
             output,
             born,
             reader: FrameReader::new(LONGEST_HELLO),
-            sent: VecDeque::new(),
-            unwritten: 0,
+            out: 0,
+            first: None,
+            unwritten: VecDeque::new(),
+            lent: Vec::new(),
             lane: None,
+            broken: None,
+            told: Vec::new(),
+            become_of: Vec::new(),
+            sits: false,
             offered: lane.map(Arc::new),
             heard: 0,
             hurry: false,
@@ -213,7 +267,7 @@ impl Connection {
             last: born,
             oom_count: None,
             last_words: LAST_WORDS,
-            looked: (0, 0, 0, 0),
+            looked: (None, 0, 0, 0),
         }
     }
 
@@ -259,38 +313,50 @@ impl Connection {
         lane.room >= bytes
     }
 
-    /// Gives the worker a call behind those that it has, or puts it behind those that are to be written.
-    pub(super) fn push(&mut self, call: Call, at: Instant) {
-        // What refers to buffers is made ready before it is written.
-        let by_socket = call.frame.len() > lane::LONGEST || !call.attachments.is_empty();
-        match &mut self.lane {
-            Some(lane) => {
-                let part = match by_socket {
-                    true => &lane::ON_THE_SOCKET[..],
-                    false => &call.frame,
-                };
-                lane.ends.push(part);
-                lane.room = lane.room.saturating_sub(part.len());
-                lane.unpublished = true;
-                self.unwritten += usize::from(by_socket);
-            }
-            None => self.unwritten += 1,
+    /// Others may have given the worker calls.
+    pub(super) fn forget_room(&mut self) {
+        if let Some(lane) = &mut self.lane {
+            lane.room = 0;
         }
-        self.hurry = false;
-        let received = Received::new();
-        self.sent.push_back(Sent { call, at, received });
     }
 
-    /// Whether the first call has been written to its end.
+    /// Gives the worker a call behind those that it has, or puts it behind those that are to be written.
+    pub(super) fn push(&mut self, wire_id: u64, frame: &Frame<'_>) {
+        let attachments = frame.attachments();
+        // What refers to buffers is made ready before it is written.
+        let by_socket = frame.bytes().len() > lane::LONGEST || !attachments.is_empty();
+        self.lent.extend_from_slice(attachments);
+        if let Some(lane) = &mut self.lane {
+            let part = match by_socket {
+                true => &lane::ON_THE_SOCKET[..],
+                false => frame.bytes(),
+            };
+            lane.ends.push(part);
+            lane.room = lane.room.saturating_sub(part.len());
+            lane.unpublished = true;
+        }
+        if by_socket || self.lane.is_none() {
+            let call = frame.to_shared();
+            self.unwritten.push_back(Outgoing { wire_id, call });
+        }
+        self.hurry = false;
+    }
+
+    /// Whether the worker takes calls out of shared memory.
+    pub(super) fn has_lane(&self) -> bool {
+        self.lane.is_some()
+    }
+
+    /// Whether the frames are written to their ends.
     pub(super) fn first_is_written(&self) -> bool {
-        self.unwritten < self.sent.len()
+        self.unwritten.is_empty()
     }
 
     /// Whether the worker has neither answered nor read anything since this was asked last.
     pub(super) fn stands_still(&mut self) -> bool {
-        let first = self.sent.front().map_or(0, |sent| sent.call.key.id);
+        let first = self.first.map(|first| first.wire_id);
         let read = self.lane.as_ref().map_or(0, |lane| lane.ends.calls_read());
-        let now = (first, self.unwritten, self.written, read);
+        let now = (first, self.unwritten.len(), self.written, read);
         std::mem::replace(&mut self.looked, now) == now
     }
 
@@ -315,31 +381,24 @@ impl Connection {
         self.reader().has_frame()
     }
 
-    /// The answers in the frames that are there, but not too many at once, and the calls that they are to. What is no answer
-    /// and may be passed over is. Those before bad bytes count.
-    pub(super) fn answers(&mut self) -> (Vec<Heard>, Result<(), ProtocolError>) {
-        let mut heard = Vec::new();
-        while heard.len() < AT_ONCE && !self.sent.is_empty() {
+    /// The answers in the frames that are there, but not too many at once, into `heard`. What is no answer and may be passed over
+    /// is. Those before bad bytes count.
+    pub(super) fn answers(&mut self, heard: &mut Vec<Heard>) -> Result<(), ProtocolError> {
+        while heard.len() < AT_ONCE {
             let is_mark = self.lane.as_ref().is_some_and(Lane::is_at_mark);
-            match self.reader().has_frame() {
-                Ok(true) if !is_mark => {}
-                Ok(_) => break,
-                Err(error) => return (heard, Err(error)),
+            if is_mark || !self.reader().has_frame()? {
+                break;
             }
-            match self.next_answer() {
-                Ok(answer) => heard.extend(answer),
-                Err(error) => return (heard, Err(error)),
-            }
+            heard.extend(self.next_answer()?);
             if self.lane.is_some() && heard.last().is_some_and(|answer| answer.on_socket) {
                 break; // the next one is in the lane again
             }
         }
-        (heard, Ok(()))
+        Ok(())
     }
 
     /// The next of them; `None` for what is no answer.
     fn next_answer(&mut self) -> Result<Option<Heard>, ProtocolError> {
-        let is_written = self.first_is_written();
         let on_socket = self.lane.as_ref().is_none_or(|lane| lane.on_socket);
         let reader = match &mut self.lane {
             Some(lane) if !lane.on_socket => &mut lane.reader,
@@ -353,8 +412,7 @@ impl Connection {
                 method: wire::BUFFERS,
                 params,
             } => {
-                let calls = self.sent.iter().map(|sent| &sent.call);
-                self.arenas.note(params, calls)?;
+                self.arenas.note(params, &self.lent)?;
                 None
             }
             Message::Notification { .. } => None, // from a later version
@@ -370,29 +428,29 @@ impl Connection {
         let Some((id, outcome)) = answer else {
             return Ok(None);
         };
-        if !is_written {
+        if self.unwritten.front().is_some_and(|it| it.wire_id <= id) {
             let sentence = "it answered before it had read the call";
             return Err(ProtocolError::new(sentence));
         }
-        let expected = self.sent[0].call.wire_id;
-        if id != expected {
-            let sentence = format!("it answered call {id} instead of {expected}");
-            return Err(ProtocolError::new(sentence));
-        }
+        let received = match &outcome {
+            Ok(range) if refers => {
+                let reader = match &self.lane {
+                    Some(lane) if !on_socket => &lane.reader,
+                    _ => &self.reader,
+                };
+                self.arenas.receive(reader.slice(range.clone()))?
+            }
+            _ => Received::new(),
+        };
         self.answered += 1;
-        let mut sent = self.sent.pop_front().expect("the first is written");
-        if refers && let Ok(range) = &outcome {
-            let reader = match &self.lane {
-                Some(lane) if !on_socket => &lane.reader,
-                _ => &self.reader,
-            };
-            sent.received = self.arenas.receive(reader.slice(range.clone()))?;
-        }
         self.heard += 1;
+        // Before anybody hears of it: the next buffer can lie where this call's have been.
+        self.lent.clear();
         Ok(Some(Heard {
-            sent,
+            id,
             outcome,
             on_socket,
+            received,
         }))
     }
 
@@ -408,70 +466,85 @@ impl Connection {
         }
     }
 
-    /// Makes the last call ready to be written. One that cannot be sent is given back.
-    pub(super) fn prepare(&mut self, max_frame: usize) -> Result<(), Box<(Sent, EncodeError)>> {
-        let (1.., Some(last)) = (self.unwritten, self.sent.back_mut()) else {
+    /// Makes the last call ready to be written. One that cannot be sent is taken out again.
+    pub(super) fn prepare(&mut self, max_frame: usize) -> Result<(), EncodeError> {
+        let (Some(last), false) = (self.unwritten.back_mut(), self.lent.is_empty()) else {
             return Ok(());
         };
         let limit = wire::frame_limit(max_frame);
-        self.arenas.prepare(&mut last.call, limit).map_err(|error| {
-            self.unwritten -= 1;
-            if let Some(lane) = &mut self.lane {
-                lane.ends.pop(lane::ON_THE_SOCKET.len());
+        match self.arenas.prepare(&last.call.frame, &self.lent, limit) {
+            Ok(None) => {}
+            Ok(Some(inlined)) => {
+                last.call = Arc::new(Whole::of(inlined));
+                self.lent.clear();
             }
-            Box::new((self.sent.pop_back().expect("there is one"), error))
-        })
+            Err(error) => {
+                self.unwritten.pop_back();
+                self.lent.clear();
+                if let Some(lane) = &mut self.lane {
+                    lane.ends.pop(lane::ON_THE_SOCKET.len());
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
-    /// Blocks until something happens, and meanwhile writes what is to be written.
-    pub(super) fn wait(&mut self, deadline: Option<Instant>) -> Event {
-        self.publish();
+    /// The worker is dead, or as good as that. Children that it has left may go on reading what it was shown.
+    pub(super) fn bury_arenas(&self) {
+        self.arenas.bury(&self.lent);
+    }
+
+    /// Blocks until something happens, and meanwhile writes what is to be written. While it sleeps, others may have the
+    /// connection.
+    pub(super) fn wait(this: &mut MutexGuard<'_, Connection>, deadline: Option<Instant>) -> Event {
+        this.publish();
         loop {
-            match self.has_frame() {
+            match this.has_frame() {
                 Ok(true) => return Event::Frame,
                 Ok(false) => {}
                 Err(error) => return Event::Garbage(error),
             }
-            if self.write().is_err() {
+            if this.write().is_err() {
                 return Event::Closed;
             }
-            match self.read_lane() {
+            match this.read_lane() {
                 Ok(0) => {}
-                Ok(_) if self.has_frame() != Ok(false) => continue,
+                Ok(_) if this.has_frame() != Ok(false) => continue,
                 Ok(_) => {}
                 Err(error) => return Event::Garbage(error),
             }
-            if self.spins() {
+            if this.spins() {
                 continue;
             }
-            let (ready, patient) = self.sleep(deadline);
-            if ready.socket && self.reads_socket() {
-                match self.read() {
+            let (ready, patient) = Connection::sleep(this, deadline);
+            if ready.socket && this.reads_socket() {
+                match this.read() {
                     Ok(0) if ready.process => return Event::Died,
                     Ok(0) => return Event::Closed,
-                    Ok(n) if ready.process && n < self.last_words => {
-                        self.last_words -= n;
+                    Ok(n) if ready.process && n < this.last_words => {
+                        this.last_words -= n;
                         continue;
                     }
-                    Ok(_) if ready.process => self.last_words = 0,
-                    Ok(_) if self.has_frame() != Ok(false) => continue,
+                    Ok(_) if ready.process => this.last_words = 0,
+                    Ok(_) if this.has_frame() != Ok(false) => continue,
                     // Bytes that come without an end must not keep us from what else there is.
                     Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(_) => return Event::Closed,
                 }
             }
-            let words = self.lane.as_ref().is_some_and(|lane| lane.ends.has_bytes());
+            let words = this.lane.as_ref().is_some_and(|lane| lane.ends.has_bytes());
             match ready {
                 // It has said something before. What a lane holds is bounded; it is read once more.
-                Ready { process: true, .. } if words && self.last_words > 0 => {
-                    self.last_words = self.last_words.saturating_sub(lane::LONGEST);
+                Ready { process: true, .. } if words && this.last_words > 0 => {
+                    this.last_words = this.last_words.saturating_sub(lane::LONGEST);
                 }
                 Ready { process: true, .. } => return Event::Died,
                 Ready { wakeup: true, .. } => {
-                    self.process.wakeup().clear();
+                    this.process.wakeup().clear();
                     return Event::Woken;
                 }
-                Ready { socket: true, .. } if !self.reads_socket() && !words => {
+                Ready { socket: true, .. } if !this.reads_socket() && !words => {
                     return Event::Closed;
                 }
                 Ready {
@@ -483,7 +556,7 @@ impl Connection {
                     socket: false,
                     writable: false,
                     ..
-                } if patient && !words => self.hurry = true,
+                } if patient && !words => this.hurry = true,
                 _ => {}
             }
         }
@@ -492,11 +565,39 @@ impl Connection {
     /// Looks for a while whether the one answer that is awaited comes. Whether it did.
     fn spins(&mut self) -> bool {
         match &mut self.lane {
-            Some(lane) if !lane.on_socket && self.sent.len() == 1 && self.unwritten == 0 => {
+            Some(lane) if !lane.on_socket && self.out == 1 && self.unwritten.is_empty() => {
                 lane.spin.until(|| lane.ends.has_bytes())
             }
             _ => false,
         }
+    }
+
+    /// Looks for an answer in the place of the waiter, which sits by. Whether there is a whole frame. Afterwards the watch
+    /// is to be [left](Self::leave_watch).
+    pub(super) fn look(&mut self, spin: bool) -> Result<bool, ProtocolError> {
+        let Some(lane) = &mut self.lane else {
+            return Ok(false);
+        };
+        lane.ends.wake_up();
+        if lane.on_socket || (spin && !lane.spin.until(|| lane.ends.has_bytes())) {
+            return Ok(false);
+        }
+        self.read_lane()?;
+        Ok(matches!(self.has_frame(), Ok(true)) && self.reads_lane())
+    }
+
+    /// From here on the waiter watches. Whether there is something for it already, for which it has to be woken.
+    #[must_use = "a waiter that sleeps does not look"]
+    pub(super) fn leave_watch(&mut self) -> bool {
+        let heard = self.heard;
+        match &mut self.lane {
+            Some(lane) => !lane.ends.doze(heard + 1) || lane.on_socket || !lane.reader.is_empty(),
+            None => false,
+        }
+    }
+
+    fn reads_lane(&self) -> bool {
+        !self.reads_socket()
     }
 
     /// Whether what comes next is on the socket.
@@ -518,14 +619,32 @@ impl Connection {
     }
 
     /// Sleeps until something happens. Whether it was for less than that, because answers may lie beside others: second.
-    fn sleep(&self, deadline: Option<Instant>) -> (Ready, bool) {
-        let write = self.unwritten > 0;
+    fn sleep(this: &mut MutexGuard<'_, Connection>, deadline: Option<Instant>) -> (Ready, bool) {
+        let (until, patient) = this.doze(deadline);
+        let watch = Arc::clone(&this.watch);
+        let for_what = Interest {
+            write: !this.unwritten.is_empty(),
+            // What is on the socket is not due before the lane says so; but that it ends is to be seen.
+            read: this.reads_socket(),
+        };
+        let ready = MutexGuard::unlocked(this, || watch.poll(for_what, until));
+        if let Some(lane) = this.lane.as_ref().filter(|lane| !lane.on_socket) {
+            lane.ends.wake_up();
+            if ready.bell {
+                lane.ends.clear_bell();
+            }
+        }
+        (ready, patient)
+    }
+
+    /// Says to the worker that we sleep. Until when at the most; and whether that is sooner than `deadline`.
+    fn doze(&self, deadline: Option<Instant>) -> (Option<Instant>, bool) {
         let Some(lane) = self.lane.as_ref().filter(|lane| !lane.on_socket) else {
-            return (self.poll(write, deadline), false);
+            return (deadline, false);
         };
         let wanted = match self.hurry {
             true => 1,
-            false => self.sent.len().saturating_sub(self.refill_at).max(1) as u64,
+            false => self.out.saturating_sub(self.refill_at).max(1) as u64,
         };
         let patient = wanted > 1;
         let until = match lane.ends.doze(self.heard + wanted) {
@@ -536,12 +655,7 @@ impl Connection {
             }
             true => deadline,
         };
-        let ready = self.poll(write, until);
-        lane.ends.wake_up();
-        if ready.bell {
-            lane.ends.clear_bell();
-        }
-        (ready, patient)
+        (until, patient)
     }
 
     /// Whether the process ends within `grace`.
@@ -580,7 +694,7 @@ impl Connection {
 
     /// Tells an idle worker to leave: its next read is the end of the file.
     pub(super) fn close(&self) {
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+        let _ = rustix::net::shutdown(&self.watch.socket, rustix::net::Shutdown::Write);
     }
 
     /// Lets the worker see what is in its lane.
@@ -595,19 +709,19 @@ impl Connection {
 
     /// Writes what goes over the socket without blocking.
     fn write(&mut self) -> Result<(), Errno> {
-        while self.unwritten > 0 {
-            let first = self.sent.len() - self.unwritten;
-            let mut frames = self.sent.range(first..).map(|sent| &sent.call.frame[..]);
-            let rest = &frames.next().expect("there is one")[self.written..];
+        while let Some(first) = self.unwritten.front() {
+            let rest = &first.call.frame[self.written..];
             // NOSIGNAL: the host may have SIGPIPE at its default, and a dead worker must not kill it.
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = if self.unwritten == 1 {
-                rustix::net::send(&self.socket, rest, flags)
+            let socket = &self.watch.socket;
+            let sent = if self.unwritten.len() == 1 {
+                rustix::net::send(socket, rest, flags)
             } else {
-                let rest = std::iter::once(rest).chain(frames);
+                let others = self.unwritten.iter().skip(1).map(|it| &it.call.frame[..]);
+                let rest = std::iter::once(rest).chain(others);
                 let slices: Vec<_> = rest.map(IoSlice::new).collect();
                 let nothing = &mut SendAncillaryBuffer::default();
-                rustix::net::sendmsg(&self.socket, &slices, nothing, flags)
+                rustix::net::sendmsg(socket, &slices, nothing, flags)
             };
             match sent {
                 Ok(n) => self.advance(n),
@@ -622,36 +736,37 @@ impl Connection {
     /// So many bytes more are written.
     fn advance(&mut self, bytes: usize) {
         self.written += bytes;
-        while self.unwritten > 0 {
-            let first = self.sent.len() - self.unwritten;
-            let length = self.sent[first].call.frame.len();
+        while let Some(first) = self.unwritten.front() {
+            let length = first.call.frame.len();
             if self.written < length {
                 return;
             }
             self.written -= length;
-            self.unwritten -= 1;
+            self.unwritten.pop_front();
         }
     }
 
     /// Reads once, without blocking, into the reader.
     fn read(&mut self) -> Result<usize, Errno> {
         let room = rustix::buffer::spare_capacity(self.reader.room());
-        rustix::net::recv(&self.socket, room, RecvFlags::DONTWAIT).map(|(n, _)| n)
+        rustix::net::recv(&self.watch.socket, room, RecvFlags::DONTWAIT).map(|(n, _)| n)
     }
+}
 
-    fn poll(&self, write: bool, deadline: Option<Instant>) -> Ready {
-        // What is on the socket is not due before the lane says so; but that it ends is to be seen.
-        let mut interest = match self.reads_socket() {
+impl Watch {
+    fn poll(&self, interest: Interest, deadline: Option<Instant>) -> Ready {
+        let mut flags = match interest.read {
             true => PollFlags::IN,
             false => PollFlags::RDHUP,
         };
-        interest.set(PollFlags::OUT, write);
-        let lane = self.lane.as_ref();
-        let bell = lane.map_or(self.process.wakeup().as_fd(), |lane| lane.ends.bell());
+        flags.set(PollFlags::OUT, interest.write);
+        let wakeup = self.process.wakeup().as_fd();
+        let lane = self.process.lane();
+        let bell = lane.map_or(wakeup, |lane| lane.bell());
         let mut fds = [
-            PollFd::from_borrowed_fd(self.socket.as_fd(), interest),
+            PollFd::from_borrowed_fd(self.socket.as_fd(), flags),
             PollFd::from_borrowed_fd(self.process.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.process.wakeup().as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(wakeup, PollFlags::IN),
             PollFd::from_borrowed_fd(bell, PollFlags::IN),
         ];
         let count = if lane.is_some() { 4 } else { 3 };
@@ -666,6 +781,13 @@ impl Connection {
             bell: !bell.is_empty(),
         }
     }
+}
+
+/// For what a sleep ends on the socket.
+#[derive(Clone, Copy)]
+struct Interest {
+    read: bool,
+    write: bool,
 }
 
 struct Ready {

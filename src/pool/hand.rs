@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::backlog::Backlog;
+use super::backlog::{Backlog, Call, TaskId};
 use super::job::{Job, JobKey, Verdict, WorkerId};
 
 /// See the module.
@@ -24,10 +24,15 @@ pub(super) struct Hand {
 }
 
 /// A job that the worker holds.
-struct Held {
-    key: JobKey,
+pub(super) struct Held {
+    pub(super) key: JobKey,
     /// The number under which the worker knows it.
-    wire_id: u64,
+    pub(super) wire_id: u64,
+    pub(super) task: TaskId,
+    /// When it was sent.
+    pub(super) at: Instant,
+    /// Whether others may be sent behind it.
+    pub(super) with_others: bool,
     doom: Option<Doom>,
 }
 
@@ -57,20 +62,20 @@ pub(super) enum Stopped {
 pub(super) enum Answered {
     /// It counts.
     Finish(Job),
-    /// The job had been asked to stop, and now has: it ends with the verdict. The worker lives.
-    Stopped(Job, Verdict),
+    /// The job had been asked to stop, and now has: it ends with the verdict. The worker lives. When it was sent.
+    Stopped(Job, Verdict, Instant),
     /// The job had ended before.
     Dropped,
     /// The worker is being killed for it: it ends with the verdict when that is dead.
-    TooLate(Job, Verdict),
+    TooLate(Job, Verdict, Instant),
 }
 
 /// What is left when a worker is dead.
 pub(super) struct Remains {
     /// The job that it ran, and those that somebody had given up.
     pub(super) ended: Vec<Ended>,
-    /// Jobs that it had not begun, in their order.
-    pub(super) unbegun: Vec<JobKey>,
+    /// Jobs that it had not begun, in their order, and when they were sent.
+    pub(super) unbegun: Vec<(JobKey, Instant)>,
 }
 
 /// A job that ends with its worker.
@@ -80,6 +85,8 @@ pub(super) struct Ended {
     pub(super) verdict: Option<Verdict>,
     /// Whether the worker had begun it.
     pub(super) begun: bool,
+    /// When it was sent.
+    pub(super) at: Instant,
 }
 
 impl Hand {
@@ -87,11 +94,34 @@ impl Hand {
         self.jobs.is_empty()
     }
 
+    /// How many there are, with those that the worker will pass over.
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// The one that the worker answers next.
+    pub(super) fn first(&self) -> Option<&Held> {
+        self.jobs.front()
+    }
+
+    /// Whether the first is still in the backlog: nobody has ended it, or given it to another worker.
+    pub(super) fn holds_first(&self) -> bool {
+        !self.jobs.is_empty() && !self.first_has_ended()
+    }
+
+    /// The one that was given last.
+    pub(super) fn last(&self) -> Option<&Held> {
+        self.jobs.back()
+    }
+
     /// The worker is sent a job, behind those that it has.
-    pub(super) fn give(&mut self, key: JobKey, wire_id: u64) {
+    pub(super) fn give(&mut self, call: &Call, at: Instant) {
         self.jobs.push_back(Held {
-            key,
-            wire_id,
+            key: call.key,
+            wire_id: call.wire_id,
+            task: call.task,
+            at,
+            with_others: call.with_others,
             doom: None,
         });
     }
@@ -223,48 +253,40 @@ impl Hand {
         }
     }
 
-    /// The worker has answered its first job, `key`.
-    pub(super) fn answer(&mut self, key: JobKey, backlog: &mut Backlog) -> Answered {
-        let Some(first) = self.jobs.front() else {
+    /// The worker has answered its first job.
+    pub(super) fn answer(&mut self, backlog: &mut Backlog) -> Answered {
+        let Some(Held { key, doom, at, .. }) = self.jobs.pop_front() else {
             return Answered::Dropped;
         };
-        debug_assert!(first.key == key, "answers come in the order of the calls");
-        let doom = first.doom;
-        self.jobs.pop_front();
         self.answered += 1;
         match doom {
             None => Answered::Finish(backlog.take_out(key)),
-            Some(Doom::Asked(verdict, _)) => Answered::Stopped(backlog.take_out(key), verdict),
-            Some(Doom::Killed(verdict)) => Answered::TooLate(backlog.take_out(key), verdict),
+            Some(Doom::Asked(verdict, _)) => Answered::Stopped(backlog.take_out(key), verdict, at),
+            Some(Doom::Killed(verdict)) => Answered::TooLate(backlog.take_out(key), verdict, at),
             Some(Doom::Ended) => Answered::Dropped,
         }
     }
 
-    /// The worker has not begun with its first job, `key`, because it was asked not to. Whether another worker is to have the
-    /// job: nobody has ended it, and it was put back fewer than `most` times. (It was to be taken back, and the worker had
+    /// The worker has not begun with its first job, because it was asked not to. Which job it is, if another worker is to have
+    /// it: nobody has ended it, and it was put back fewer than `most` times. (It was to be taken back, and the worker had
     /// just counted it; see docs/protocol.md, "Requests to stop".)
-    pub(super) fn pass_over(&mut self, key: JobKey, most: u8, backlog: &mut Backlog) -> bool {
-        let is_wanted = self
-            .jobs
-            .front()
-            .is_some_and(|held| held.key == key && held.doom.is_none())
-            && backlog.resends(key) < most;
-        if is_wanted {
-            self.jobs.pop_front();
-            self.answered += 1;
+    pub(super) fn pass_over(&mut self, most: u8, backlog: &mut Backlog) -> Option<JobKey> {
+        let first = self.jobs.front().filter(|held| held.doom.is_none())?;
+        let key = first.key;
+        if backlog.resends(key) >= most {
+            return None;
         }
-        is_wanted
+        self.jobs.pop_front();
+        self.answered += 1;
+        Some(key)
     }
 
     /// A job that was given last could not be sent: takes it out, unless it has ended.
-    pub(super) fn take_unsent(&mut self, key: JobKey, backlog: &mut Backlog) -> Option<Job> {
-        if self.jobs.back().is_none_or(|held| held.key != key) {
-            return None;
-        }
+    pub(super) fn take_unsent(&mut self, backlog: &mut Backlog) -> Option<Job> {
         let held = self.jobs.pop_back()?;
         match held.doom {
             Some(Doom::Ended) => None,
-            _ => Some(backlog.take_out(key)),
+            _ => Some(backlog.take_out(held.key)),
         }
     }
 
@@ -281,7 +303,7 @@ impl Hand {
                 Some(Doom::Asked(verdict, _) | Doom::Killed(verdict)) => Some(verdict),
                 None if index < begun => None,
                 None => {
-                    remains.unbegun.push(held.key);
+                    remains.unbegun.push((held.key, held.at));
                     continue;
                 }
             };
@@ -290,6 +312,7 @@ impl Hand {
                 job,
                 verdict,
                 begun: index < begun,
+                at: held.at,
             });
         }
         (self.counted, self.answered) = (0, 0);
@@ -307,18 +330,22 @@ impl Hand {
 
 #[cfg(test)]
 mod tests {
+    use super::super::job::End;
+    use super::super::packed::Packed;
     use super::*;
     use std::time::Duration;
 
     const WORKER: WorkerId = WorkerId(0);
 
-    pub(super) fn frame() -> crate::wire::WithAttachments {
-        let frame = crate::wire::encode_call(0, "t", &(), crate::wire::MAX_FRAME);
-        (frame.expect("() can be encoded"), Vec::new())
+    pub(super) fn job() -> Job {
+        Job::new("t", Packed::default(), End::default())
     }
 
-    pub(super) fn job() -> Job {
-        Job::new("t", frame(), false, Box::new(|_| ()))
+    /// Gives a worker the next job.
+    pub(super) fn give(hand: &mut Hand, backlog: &mut Backlog) {
+        let now = Instant::now();
+        let call = backlog.take(WORKER, now).expect("it waits");
+        hand.give(&call, now);
     }
 
     /// A worker with `n` jobs.
@@ -326,8 +353,7 @@ mod tests {
         let (mut hand, mut backlog) = (Hand::default(), Backlog::new());
         let keys: Vec<_> = (0..n).map(|_| backlog.push(job())).collect();
         for _ in 0..n {
-            let call = backlog.take(WORKER).expect("it waits");
-            hand.give(call.key, call.wire_id);
+            give(&mut hand, &mut backlog);
         }
         (hand, backlog, keys)
     }
@@ -344,8 +370,11 @@ mod tests {
         assert!(!hand.kill_overdue(now - Duration::from_millis(1)));
         assert!(hand.kill_overdue(now));
         hand.condemn(Verdict::Closed);
-        let answered = hand.answer(keys[0], &mut backlog);
-        assert!(matches!(answered, Answered::TooLate(_, Verdict::Cancelled)));
+        let answered = hand.answer(&mut backlog);
+        assert!(matches!(
+            answered,
+            Answered::TooLate(_, Verdict::Cancelled, _)
+        ));
         let remains = hand.bury(&mut backlog);
         assert!(remains.ended.is_empty() && remains.unbegun.is_empty() && hand.is_empty());
     }
@@ -355,12 +384,12 @@ mod tests {
         let (mut hand, mut backlog, keys) = with(2);
         hand.count(1, WORKER, &mut backlog);
         hand.stop(keys[0], Verdict::Cancelled, None, true, &mut backlog);
-        let answered = hand.answer(keys[0], &mut backlog);
-        assert!(matches!(answered, Answered::Stopped(_, Verdict::Cancelled)));
+        let answered = hand.answer(&mut backlog);
         assert!(matches!(
-            hand.answer(keys[1], &mut backlog),
-            Answered::Finish(_)
+            answered,
+            Answered::Stopped(_, Verdict::Cancelled, _)
         ));
+        assert!(matches!(hand.answer(&mut backlog), Answered::Finish(_)));
     }
 
     #[test]
@@ -372,8 +401,8 @@ mod tests {
         hand.count(1, WORKER, &mut backlog);
         assert!(!hand.kill_overdue(now), "its answer is on its way");
         assert!(matches!(
-            hand.answer(keys[0], &mut backlog),
-            Answered::Stopped(_, Verdict::Cancelled)
+            hand.answer(&mut backlog),
+            Answered::Stopped(_, Verdict::Cancelled, _)
         ));
         hand.stop(keys[1], Verdict::Cancelled, Some(now), true, &mut backlog);
         assert!(hand.kill_overdue(now));
@@ -391,18 +420,9 @@ mod tests {
         let stopped = hand.stop(keys[1], Verdict::Cancelled, None, true, &mut backlog);
         assert!(matches!(stopped, Stopped::Ended(_)));
         assert!(hand.kill_at().is_none(), "nobody is killed for it");
-        assert!(matches!(
-            hand.answer(keys[0], &mut backlog),
-            Answered::Finish(_)
-        ));
-        assert!(matches!(
-            hand.answer(keys[1], &mut backlog),
-            Answered::Dropped
-        ));
-        assert!(matches!(
-            hand.answer(keys[2], &mut backlog),
-            Answered::Finish(_)
-        ));
+        assert!(matches!(hand.answer(&mut backlog), Answered::Finish(_)));
+        assert!(matches!(hand.answer(&mut backlog), Answered::Dropped));
+        assert!(matches!(hand.answer(&mut backlog), Answered::Finish(_)));
     }
 
     #[test]
@@ -410,21 +430,14 @@ mod tests {
         let (mut hand, mut backlog, keys) = with(3);
         hand.count(2, WORKER, &mut backlog); // it counts, and then sees that the second was to be taken back
         assert_eq!(hand.take_back(), [keys[2]]);
-        assert!(matches!(
-            hand.answer(keys[0], &mut backlog),
-            Answered::Finish(_)
-        ));
-        assert!(hand.pass_over(keys[1], 1, &mut backlog));
-        backlog.resend(keys[1], frame(), true);
-        let call = backlog.take(WORKER).expect("it waits again");
-        hand.give(call.key, call.wire_id);
-        assert!(!hand.pass_over(keys[2], 1, &mut backlog), "it has ended");
-        hand.answer(keys[2], &mut backlog);
-        assert!(!hand.pass_over(keys[1], 1, &mut backlog), "too often");
-        assert!(matches!(
-            hand.answer(keys[1], &mut backlog),
-            Answered::Finish(_)
-        ));
+        assert!(matches!(hand.answer(&mut backlog), Answered::Finish(_)));
+        assert_eq!(hand.pass_over(1, &mut backlog), Some(keys[1]));
+        backlog.resend(keys[1], true);
+        give(&mut hand, &mut backlog);
+        assert_eq!(hand.pass_over(1, &mut backlog), None, "it has ended");
+        hand.answer(&mut backlog);
+        assert_eq!(hand.pass_over(1, &mut backlog), None, "too often");
+        assert!(matches!(hand.answer(&mut backlog), Answered::Finish(_)));
     }
 
     #[test]
@@ -442,10 +455,7 @@ mod tests {
             backlog.state(keys[1]),
             super::super::job::JobState::Running(WORKER)
         );
-        assert!(matches!(
-            hand.answer(keys[0], &mut backlog),
-            Answered::Finish(_)
-        ));
+        assert!(matches!(hand.answer(&mut backlog), Answered::Finish(_)));
         hand.stop(keys[2], Verdict::Cancelled, None, true, &mut backlog);
         let remains = hand.bury(&mut backlog);
         let [ended] = &remains.ended[..] else {
@@ -455,7 +465,8 @@ mod tests {
             (ended.job.id(), ended.verdict, ended.begun),
             (keys[1].id, None, true)
         );
-        assert_eq!(remains.unbegun, [keys[3]]);
+        let unbegun: Vec<_> = remains.unbegun.iter().map(|(key, _)| *key).collect();
+        assert_eq!(unbegun, [keys[3]]);
     }
 }
 

@@ -1,17 +1,18 @@
 //! A job: the bytes of one call, and what is to be done with its outcome.
 //!
-//! It is made on the caller's thread, moves through the backlog and a waiter, and ends by [`Job::finish`], which takes
-//! it by value: it cannot be finished twice. One that is lost on the way (a fault of ours) still tells its caller, because
-//! what it was to be finished with says so when it is dropped.
+//! It is made on the caller's thread, lies in the backlog until its outcome is there, and ends by [`Job::finish`], which takes
+//! it by value: it cannot be finished twice. One that is lost on the way (a fault of ours) still tells its caller: that is
+//! what its [`End`] does when it is dropped.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use errback_deferred::Failure;
 
-use crate::buffer::travel::Attachment;
-use crate::task::Limits;
-use crate::wire::{self, WithAttachments};
+use super::packed::Packed;
+use crate::wire;
 
 /// What a job ends with: the worker's answer, still in bytes and borrowed from the connection, or the reason why there
 /// is none.
@@ -21,8 +22,56 @@ pub(crate) enum Outcome<'a> {
     Failed(Failure),
 }
 
-/// Decodes the outcome and hands it to whoever waits. Runs on a thread of the pool, or on the one that cancels.
-pub(crate) type Finish = Box<dyn for<'a> FnOnce(Outcome<'a>) + Send>;
+/// Who waits for a job. Called on a thread of the pool, on the one that cancels, or on one that waits for a result.
+pub(crate) trait Ending: Send + Sync {
+    /// Decodes the outcome and hands it over. Called once.
+    fn end(&self, outcome: Outcome<'_>, called: Called<'_>);
+    /// The job was lost, or the handing over panicked: whoever waits is told, if he was not.
+    fn lost(&self);
+}
+
+/// What was called, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Called<'a> {
+    pub(super) task: &'static str,
+    pub(super) home: &'a Home,
+}
+
+/// What a job's end has to know of its pool.
+pub(crate) struct Home {
+    /// Whether the pool's workers are Python's.
+    pub(super) python: bool,
+    /// How many jobs have failed. Counted where a result is decoded, before it is handed over.
+    pub(super) failed: AtomicU64,
+}
+
+impl Called<'_> {
+    /// Counts a result that is about to be handed over.
+    pub(crate) fn note<T>(self, result: Result<T, Failure>) -> Result<T, Failure> {
+        if result.is_err() {
+            self.home.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+/// Somebody who waits for a job, and is told when it is lost.
+#[derive(Default)]
+pub(crate) struct End(Option<Arc<dyn Ending>>);
+
+impl End {
+    pub(crate) fn new(ending: Arc<dyn Ending>) -> End {
+        End(Some(ending))
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Some(ending) = self.0.take() {
+            ending.lost();
+        }
+    }
+}
 
 /// Which waiter, and so which worker process at present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,7 +82,7 @@ pub(crate) struct WorkerId(pub(super) u32);
 pub(crate) enum JobState {
     /// In the backlog.
     Queued,
-    /// Written to a worker's socket, or about to be, perhaps behind others; it is not known whether it has begun.
+    /// With a worker, or about to be, perhaps behind others; it is not known whether it has begun.
     Sent(WorkerId),
     /// Known to have begun. The worker's counter tells, which is read when it matters: for a cancel, or after a while.
     Running(WorkerId),
@@ -59,47 +108,39 @@ pub(crate) struct JobKey {
     pub(super) id: u64,
 }
 
+impl JobKey {
+    /// That of a job which was refused: there is none with this number.
+    pub(crate) const NONE: JobKey = JobKey { index: 0, id: 0 };
+
+    /// Its two numbers, which are shorter apart.
+    pub(crate) fn parts(self) -> (u32, u64) {
+        (self.index, self.id)
+    }
+
+    pub(crate) fn from_parts(index: u32, id: u64) -> JobKey {
+        JobKey { index, id }
+    }
+}
+
 /// See the module.
 pub(crate) struct Job {
-    id: u64,
-    task: &'static str,
-    frame: Vec<u8>,
-    /// The buffers that it refers to.
-    attachments: Vec<Attachment>,
-    /// Whether it is many calls in one.
-    chunk: bool,
-    finish: Finish,
-    resends: u8,
-    limits: Limits,
-    submitted: Instant,
+    pub(super) id: u64,
+    pub(super) task: &'static str,
+    pub(super) packed: Packed,
+    pub(super) end: End,
+    pub(super) submitted: Instant,
 }
 
 impl Job {
-    /// A job from the frame of its call, whose number is not known yet. It is submitted now.
-    pub(crate) fn new(
-        task: &'static str,
-        frame: WithAttachments,
-        chunk: bool,
-        finish: Finish,
-    ) -> Self {
-        let (frame, attachments) = frame;
+    /// A job whose number is not known yet. It is submitted now.
+    pub(crate) fn new(task: &'static str, packed: Packed, end: End) -> Self {
         Job {
             id: 0,
             task,
-            frame,
-            attachments,
-            chunk,
-            finish,
-            resends: 0,
-            limits: Limits::default(),
+            packed,
+            end,
             submitted: Instant::now(),
         }
-    }
-
-    /// The same with limits of how long it may wait and run.
-    pub(crate) fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
     }
 
     /// The number in its pool, from 1; 0 before it has been submitted.
@@ -114,12 +155,12 @@ impl Job {
 
     /// How long it may run.
     pub(super) fn timeout(&self) -> Option<Duration> {
-        self.limits.timeout
+        self.packed.timeout()
     }
 
     /// How long it may wait.
     pub(super) fn expires(&self) -> Option<Duration> {
-        self.limits.expires
+        self.packed.expires()
     }
 
     /// When it was submitted.
@@ -127,46 +168,29 @@ impl Job {
         self.submitted
     }
 
-    /// Whether it may be on a worker's socket with others: it is one call, is small and refers to nothing, and nobody counts its time, which
-    /// would be that of the others too.
-    pub(super) fn goes_with_others(&self) -> bool {
-        const SMALL: usize = 4096;
-        let is_whole = self.attachments.is_empty();
-        !self.chunk && is_whole && self.limits == Limits::default() && self.frame.len() <= SMALL
-    }
-
-    /// How often it was put back because a worker may have died of it.
-    pub(super) fn resends(&self) -> u8 {
-        self.resends
-    }
-
-    /// Gives it its number.
-    pub(super) fn set_id(&mut self, id: u64) {
-        self.id = id;
-    }
-
-    /// The bytes to write. The waiter keeps them until the answer is there, in case they must be written again.
-    pub(super) fn take_frame(&mut self, wire_id: u64) -> WithAttachments {
-        wire::patch_call_id(&mut self.frame, wire_id);
-        let attachments = std::mem::take(&mut self.attachments);
-        (std::mem::take(&mut self.frame), attachments)
-    }
-
-    /// The worker died before it began this. `blamed`: it may have died of it.
-    pub(super) fn put_back(&mut self, frame: WithAttachments, blamed: bool) {
-        (self.frame, self.attachments) = frame;
-        self.resends += u8::from(blamed);
+    /// Lets go of the buffers that it refers to, before anybody hears of its end: the next one can lie where they have been.
+    pub(super) fn let_go(&mut self) {
+        self.packed.let_go();
     }
 
     /// Ends the job. What user code does in there (a result's `Deserialize`, a waker) may panic and harms nobody.
-    pub(crate) fn finish(self, outcome: Outcome<'_>) {
-        let finish = self.finish;
-        // A panic has been reported by the panic hook; the job's own end of the channel tells its caller when dropped.
-        let _ = catch_unwind(AssertUnwindSafe(move || finish(outcome)));
+    pub(crate) fn finish(mut self, outcome: Outcome<'_>, home: &Home) {
+        let called = Called {
+            task: self.task,
+            home,
+        };
+        let Some(ending) = self.end.0.take() else {
+            return;
+        };
+        // A panic has been reported by the panic hook.
+        let ended = catch_unwind(AssertUnwindSafe(|| ending.end(outcome, called)));
+        if ended.is_err() {
+            ending.lost();
+        }
     }
 
     /// Ends the job with a failure.
-    pub(crate) fn fail(self, failure: impl Into<Failure>) {
-        self.finish(Outcome::Failed(failure.into()));
+    pub(crate) fn fail(self, failure: impl Into<Failure>, home: &Home) {
+        self.finish(Outcome::Failed(failure.into()), home);
     }
 }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::backlog::TaskId;
+
 /// All jobs that are with a worker are to be done within this.
 const TOGETHER: Duration = Duration::from_millis(1);
 /// The most that go together through shared memory.
@@ -15,14 +17,15 @@ pub(super) const MOST_ON_A_SOCKET: usize = 64;
 /// So many jobs of a task are timed alone before any go together.
 const PROOF: u32 = 3;
 
+/// How long the jobs of each task take.
 #[derive(Default)]
 pub(super) struct Paces {
-    /// Few: one for each task that has run. The last one that was asked for is the first.
+    /// By the numbers of the tasks.
     paces: Vec<Pace>,
 }
 
+#[derive(Clone, Copy, Default)]
 struct Pace {
-    task: &'static str,
     /// How many were timed.
     jobs: u32,
     estimate: Duration,
@@ -30,7 +33,7 @@ struct Pace {
 
 impl Paces {
     /// So many jobs took so long each.
-    pub(super) fn note(&mut self, task: &'static str, took: Duration, jobs: u32) {
+    pub(super) fn note(&mut self, task: TaskId, took: Duration, jobs: u32) {
         let pace = self.of(task);
         pace.jobs = pace.jobs.saturating_add(jobs);
         // A long one counts at once, and is forgotten in a while.
@@ -38,7 +41,7 @@ impl Paces {
     }
 
     /// How many jobs of a task may be with a worker at a time.
-    pub(super) fn together(&mut self, task: &'static str) -> usize {
+    pub(super) fn together(&mut self, task: TaskId) -> usize {
         let pace = self.of(task);
         if pace.jobs < PROOF {
             return 1;
@@ -48,25 +51,12 @@ impl Paces {
         usize::try_from(jobs).unwrap_or(MOST).clamp(1, MOST)
     }
 
-    fn of(&mut self, task: &'static str) -> &mut Pace {
-        // By the place of the name: it is the same one for all jobs of a task, and two for one task do no harm.
-        let known = self
-            .paces
-            .iter()
-            .position(|pace| std::ptr::eq(pace.task, task));
-        match known {
-            Some(at) => self.paces.swap(0, at),
-            None => {
-                let last = self.paces.len();
-                self.paces.push(Pace {
-                    task,
-                    jobs: 0,
-                    estimate: Duration::ZERO,
-                });
-                self.paces.swap(0, last);
-            }
+    fn of(&mut self, TaskId(task): TaskId) -> &mut Pace {
+        let index = task as usize;
+        if index >= self.paces.len() {
+            self.paces.resize(index + 1, Pace::default());
         }
-        &mut self.paces[0]
+        &mut self.paces[index]
     }
 }
 
@@ -74,38 +64,40 @@ impl Paces {
 mod tests {
     use super::*;
 
+    const A: TaskId = TaskId(0);
+    const B: TaskId = TaskId(1);
     const US: Duration = Duration::from_micros(1);
 
     #[test]
     fn jobs_go_together_when_their_task_has_proved_short() {
         let mut paces = Paces::default();
-        assert_eq!(paces.together("a"), 1, "unknown");
+        assert_eq!(paces.together(A), 1, "unknown");
         for _ in 0..PROOF {
-            paces.note("a", 100 * US, 1);
+            paces.note(A, 100 * US, 1);
         }
-        assert_eq!(paces.together("a"), 10, "1 ms of them");
-        assert_eq!(paces.together("b"), 1, "another task");
+        assert_eq!(paces.together(A), 10, "1 ms of them");
+        assert_eq!(paces.together(B), 1, "another task");
         for _ in 0..40 {
-            paces.note("a", US / 10, 1);
+            paces.note(A, US / 10, 1);
         }
-        assert_eq!(paces.together("a"), MOST);
+        assert_eq!(paces.together(A), MOST);
     }
 
     #[test]
     fn one_long_job_ends_it_for_a_while() {
         let mut paces = Paces::default();
         for _ in 0..10 {
-            paces.note("a", US, 1);
+            paces.note(A, US, 1);
         }
-        paces.note("a", Duration::from_secs(1), 1);
-        assert_eq!(paces.together("a"), 1);
+        paces.note(A, Duration::from_secs(1), 1);
+        assert_eq!(paces.together(A), 1);
         for _ in 0..5 {
-            paces.note("a", US, 1);
+            paces.note(A, US, 1);
         }
-        assert_eq!(paces.together("a"), 1);
+        assert_eq!(paces.together(A), 1);
         for _ in 0..40 {
-            paces.note("a", US / 10, 1);
+            paces.note(A, US / 10, 1);
         }
-        assert_eq!(paces.together("a"), MOST);
+        assert_eq!(paces.together(A), MOST);
     }
 }

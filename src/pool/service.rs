@@ -2,13 +2,16 @@
 //! them, and of it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::child::{Child, Ended, Process};
-use super::connection::{Connection, Heard};
-use super::hand::Answered;
+use parking_lot::Mutex;
+
+use super::answers::SITTING;
+use super::connection::Connection;
 use super::job::{Job, JobKey, Verdict, WorkerId};
-use super::state::{self, Place, RESENDS, Stage, State};
+use super::packed::SMALL;
+use super::state::{self, Stage, State};
 use super::{FOR_EVER, Leave, Next, Shared};
 use crate::error::{Exit, InternalError, SpawnFailed, SpawnFailure};
 
@@ -68,49 +71,63 @@ impl Shared {
             || (worker.answered > 0 && self.settings.max_memory.is_some_and(large))
     }
 
-    /// Gives a worker its next jobs. Blocks, if it has none, until there is one, or it is to leave.
-    pub(super) fn next_jobs(self: &Arc<Self>, id: WorkerId, worker: &mut Connection) -> Next {
+    /// Gives a worker its next jobs, if there are any. Otherwise its waiter is to sit by, for others to ask.
+    pub(super) fn next_jobs(
+        self: &Arc<Self>,
+        id: WorkerId,
+        worker: &mut Connection,
+        connection: &Arc<Mutex<Connection>>,
+    ) -> Next {
         let mut state = self.state.lock();
-        let mut idle_until = None;
-        loop {
-            if state.place(id).dead {
-                return Next::Died;
-            }
-            worker.refill_at = 0;
-            let took = state.waiting() > 0 && self.take_jobs(&mut state, id, worker);
-            if took || !worker.sent.is_empty() {
-                if took && state.is_running_out() {
-                    self.supervisor.wake(); // the others may go now
-                }
-                self.admit(state);
-                return Next::Jobs;
-            }
-            if state.phase.is_closing() {
-                return Next::Leave(Leave::Unwanted);
-            }
-            state.idle.push(id);
-            let bell = &self.bells[id.0 as usize];
-            let late = match self.settings.idle_timeout {
-                None => {
-                    bell.wait(&mut state);
-                    false
-                }
-                Some(timeout) => {
-                    let until = *idle_until.get_or_insert_with(|| {
-                        let now = Instant::now();
-                        now.checked_add(timeout).unwrap_or(now + FOR_EVER)
-                    });
-                    bell.wait_until(&mut state, until).timed_out()
-                }
-            };
-            // Who rings for a job has taken us off the list; who rings for another reason has not.
-            state.idle.retain(|it| *it != id);
-            if late && state.waiting() == 0 && state.wanted > self.settings.min_size {
-                state.wanted -= 1;
-                state.place(id).stage = Stage::Leaving;
-                return Next::Leave(Leave::Unwanted);
-            }
+        self.stand_up(&mut state, id);
+        if state.place(id).dead {
+            return Next::Died;
         }
+        worker.refill_at = 0;
+        let took = state.waiting() > 0 && self.take_jobs(&mut state, id, worker);
+        state.show_first(id, worker);
+        if worker.out > 0 {
+            if took && state.is_running_out() {
+                self.supervisor.wake(); // the others may go now
+            }
+            self.admit(state);
+            return Next::Jobs;
+        }
+        if state.phase.is_closing() {
+            return Next::Leave(Leave::Unwanted);
+        }
+        let now = Instant::now();
+        let idle_until = self
+            .settings
+            .idle_timeout
+            .map(|timeout| worker.last.checked_add(timeout).unwrap_or(now + FOR_EVER));
+        if idle_until.is_some_and(|until| until <= now) && state.wanted > self.settings.min_size {
+            state.wanted -= 1;
+            state.place(id).stage = Stage::Leaving;
+            return Next::Leave(Leave::Unwanted);
+        }
+        state.idle.push(id);
+        let open_until = worker.last + SITTING;
+        if open_until > now && self.may_be_given_jobs(worker) {
+            state.place(id).open = Some(Arc::clone(connection));
+            return Next::Sit(Some(open_until));
+        }
+        // Nothing to leave for; it is asked again when a job is done.
+        Next::Sit(idle_until.filter(|until| *until > now))
+    }
+
+    /// Whether others than its waiter may give a worker jobs: there is nothing to be looked at before each.
+    fn may_be_given_jobs(&self, worker: &Connection) -> bool {
+        worker.has_lane()
+            && worker.pipelines
+            && self.settings.max_memory.is_none()
+            && worker.calls_left.is_none()
+    }
+
+    /// From here on only its waiter gives a worker jobs.
+    pub(super) fn stand_up(&self, state: &mut State, id: WorkerId) {
+        state.idle.retain(|it| *it != id);
+        state.place(id).open = None;
     }
 
     /// Takes a job for a worker that has none; and behind it, or behind those that it has, as many as may go together.
@@ -122,114 +139,58 @@ impl Shared {
         worker: &mut Connection,
     ) -> bool {
         // What goes with others is small.
-        const SMALL: usize = 5000;
+        const ROOM: usize = SMALL + 1000;
         let now = Instant::now();
-        let had = worker.sent.len();
+        let had = state.place(id).hand.len();
+        worker.forget_room();
         // The ring of a worker that has nothing is empty. If it says otherwise, it is found out when its answer is waited for.
-        if had > 0 && !worker.has_room_for(SMALL) {
+        if had > 0 && !worker.has_room_for(ROOM) {
             return false;
         }
         let take = |state: &mut State, worker: &mut Connection| {
-            let Some(call) = state.backlog.take(id) else {
+            let Some(call) = state.backlog.take(id, now) else {
                 return false;
             };
-            state.place(id).hand.give(call.key, call.wire_id);
-            let waited = now.saturating_duration_since(call.submitted);
-            state.queue_time.record(waited);
+            state.place(id).hand.give(&call, now);
+            state.queue_time.record(call.waited);
             worker.calls_left = worker.calls_left.map(|left| left - 1);
-            worker.push(call, now);
+            let frame = state.backlog.frame(call.key, call.wire_id);
+            worker.push(call.wire_id, &frame);
             true
         };
         if had == 0 && !take(state, worker) {
             return false;
         }
-        worker.refill_at = 0;
-        let last = &worker.sent[worker.sent.len() - 1].call;
-        if !self.settings.batches || !worker.pipelines || !last.with_others {
+        let hand = &state.place(id).hand;
+        let (mut has, last) = (hand.len(), hand.last().expect("there is one"));
+        let (task, with_others) = (last.task, last.with_others);
+        if !self.settings.batches || !worker.pipelines || !with_others {
             return had == 0;
         }
-        let task = last.task;
         // An equal share for each worker: several that go to one while another has nothing to do are no gain.
-        let jobs = state.backlog.queued() + worker.sent.len();
+        let jobs = state.backlog.queued() + has;
         let share = jobs.div_ceil(state.serving().max(1));
         let together = state
             .paces
             .together(task)
             .min(share)
             .min(worker.most_together());
-        while worker.sent.len() < together
+        while has < together
             && worker.calls_left != Some(0)
-            && worker.has_room_for(SMALL)
-            && state
-                .backlog
-                .next_with_others()
-                .is_some_and(|next| std::ptr::eq(next, task))
+            && worker.has_room_for(ROOM)
+            && state.backlog.next_with_others() == Some(task)
         {
             take(state, worker);
+            has += 1;
         }
-        if worker.sent.len() >= together {
+        if has >= together {
             worker.refill_at = together / 2;
         }
-        worker.sent.len() > had
-    }
-
-    /// The worker answered these calls, which took so long in all.
-    pub(super) fn complete(
-        &self,
-        id: WorkerId,
-        heard: &[Heard],
-        first: bool,
-        took: Duration,
-    ) -> Vec<Answered> {
-        let each = took / heard.len().max(1) as u32;
-        let mut state = self.state.lock();
-        if first {
-            state.breaker.succeeded();
-        }
-        state.run_time.record_many(each, heard.len() as u64);
-        let (mut task, mut jobs) = ("", 0);
-        for Heard { sent, .. } in heard.iter().filter(|it| it.sent.call.with_others) {
-            // Those that go together are of one task.
-            (task, jobs) = (sent.call.task, jobs + 1);
-        }
-        if jobs > 0 {
-            state.paces.note(task, each, jobs);
-        }
-        let State {
-            places,
-            backlog,
-            counts,
-            ..
-        } = &mut *state;
-        let hand = &mut places[id.0 as usize].hand;
-        let mut passed_over = 0;
-        let answer = |heard: &Heard| {
-            let call = &heard.sent.call;
-            if call.with_others
-                && heard.is_passed_over()
-                && hand.pass_over(call.key, RESENDS, backlog)
-            {
-                // Blamed, so that a worker which says so of every call does not keep it for ever.
-                backlog.resend(call.key, (call.frame.clone(), Vec::new()), true);
-                counts.resent += 1;
-                passed_over += 1;
-                return Answered::Dropped;
-            }
-            let answered = hand.answer(call.key, backlog);
-            match answered {
-                Answered::Finish(_) => counts.note_end(None),
-                Answered::Stopped(_, verdict) => counts.note_end(Some(verdict)),
-                Answered::Dropped | Answered::TooLate(..) => {}
-            }
-            answered
-        };
-        let answered = heard.iter().map(answer).collect();
-        self.find_workers(state, passed_over);
-        answered
+        has > had
     }
 
     /// A job that was given to a worker could not be sent to it. It is returned, unless somebody has ended it.
-    pub(super) fn take_unsent(&self, id: WorkerId, key: JobKey) -> Option<Job> {
+    pub(super) fn take_unsent(&self, id: WorkerId) -> Option<Job> {
         let mut state = self.state.lock();
         let State {
             places,
@@ -237,9 +198,16 @@ impl Shared {
             counts,
             ..
         } = &mut *state;
-        let job = places[id.0 as usize].hand.take_unsent(key, backlog)?;
+        let job = places[id.0 as usize].hand.take_unsent(backlog)?;
         counts.note_end(None);
         Some(job)
+    }
+
+    /// What a worker has to do, when its waiter has ceased to work or to sit by.
+    pub(super) fn look_at_hand(&self, id: WorkerId, worker: &mut Connection) {
+        let mut state = self.state.lock();
+        self.stand_up(&mut state, id);
+        state.show_first(id, worker);
     }
 
     /// A job has run for as long as it may. It is returned if it had not even begun.
@@ -266,13 +234,13 @@ impl Shared {
     /// Gives the jobs behind the first, which takes long, to others.
     pub(super) fn take_back(&self, id: WorkerId, worker: &mut Connection) {
         let mut state = self.state.lock();
-        let jobs = state.take_back(id, &worker.sent);
+        let jobs = state.take_back(id);
         worker.refill_at = 0;
         self.find_workers(state, jobs);
     }
 
     /// So many jobs were put back, while their worker lives: wakes those that can take them.
-    fn find_workers(&self, mut state: parking_lot::MutexGuard<'_, State>, jobs: usize) {
+    pub(super) fn find_workers(&self, mut state: parking_lot::MutexGuard<'_, State>, jobs: usize) {
         for _ in 0..jobs.min(state.idle.len()) {
             self.rouse_one(&mut state);
         }
@@ -319,9 +287,8 @@ impl Shared {
             .as_ref()
             .is_some_and(|current| Arc::ptr_eq(current, process))
         {
-            place.dead = true;
-            state.idle.retain(|it| *it != id);
-            self.bells[id.0 as usize].notify_one();
+            place.dead = true; // its waiter has seen it by itself
+            self.stand_up(&mut state, id);
         }
     }
 
@@ -337,8 +304,10 @@ impl Shared {
 
     /// A job was put back: wakes somebody for it. (The supervisor sees to the rest.)
     pub(super) fn rouse_one(&self, state: &mut State) {
-        if let Some(id) = state.idle.pop() {
-            self.bells[id.0 as usize].notify_one();
+        if let Some(id) = state.idle.pop()
+            && let Some(process) = &state.place(id).process
+        {
+            process.wakeup().wake();
         }
     }
 
@@ -348,9 +317,7 @@ impl Shared {
             bell.notify_all();
         }
         // One that has just been handed over finds the wake-up when it begins to wait.
-        let starting = |place: &&Place| matches!(place.stage, Stage::Handed(_) | Stage::Starting);
-        let starting = state.places.iter().filter(starting);
-        for process in starting.filter_map(|place| place.process.as_ref()) {
+        for process in state.places.iter().filter_map(|it| it.process.as_ref()) {
             process.wakeup().wake();
         }
     }
@@ -358,6 +325,7 @@ impl Shared {
     /// A waiter panicked over its worker: kills it, fails its jobs, and goes on.
     pub(super) fn abandon(&self, id: WorkerId, process: &Arc<Process>) {
         let mut state = self.state.lock();
+        self.stand_up(&mut state, id);
         if state.place(id).process.take().is_some() {
             process.kill();
             state.undead.push(Arc::clone(process));
@@ -377,9 +345,8 @@ impl Shared {
         drop(state);
         let message = "a waiter thread panicked; see the report on stderr".to_string();
         for job in jobs {
-            job.fail(InternalError {
-                message: message.clone(),
-            });
+            let message = message.clone();
+            job.fail(InternalError { message }, &self.home);
         }
     }
 }

@@ -13,13 +13,24 @@ use super::Room;
 use super::backlog::Backlog;
 use super::breaker::Breaker;
 use super::child::{Child, Process};
-use super::connection::Sent;
+use super::connection::Connection;
 use super::deadlines::{Deadlines, Due};
 use super::hand::{Ended, Hand, Stopped};
 use super::histogram::Histogram;
 use super::job::{Job, JobKey, JobState, Verdict, WorkerId};
 use super::pace::Paces;
 use crate::error::SpawnFailed;
+use crate::lane::HostLane;
+use parking_lot::Mutex;
+
+/// Whether a job was given to a worker at once.
+pub(super) enum Handover {
+    /// Nobody can take it so.
+    None,
+    Done,
+    /// It was, and the worker is to be rung for.
+    Ring(Arc<HostLane>),
+}
 
 /// How often a job is sent again when its workers die before they begin it, and may have died of it.
 pub(super) const RESENDS: u8 = 3;
@@ -100,8 +111,10 @@ pub(super) struct Place {
     pub(super) pipelines: bool,
     /// Whether there was a worker in this place before.
     pub(super) used: bool,
-    /// The supervisor has seen the process end. (A waiter that holds a job sees it by itself.)
+    /// The supervisor has seen the process end.
     pub(super) dead: bool,
+    /// The connection, while its waiter sits by and others may give the worker jobs and take the answers.
+    pub(super) open: Option<Arc<Mutex<Connection>>>,
 }
 
 /// What goes on in a place.
@@ -267,7 +280,7 @@ impl State {
 
     /// The first of a worker's jobs takes long, against what its task was known for: those behind it, which the worker has not
     /// begun, wait again, for others. How many those are.
-    pub(super) fn take_back(&mut self, id: WorkerId, sent: &VecDeque<Sent>) -> usize {
+    pub(super) fn take_back(&mut self, id: WorkerId) -> usize {
         let State {
             places,
             backlog,
@@ -278,8 +291,8 @@ impl State {
         let (true, Some(process)) = (place.pipelines, &place.process) else {
             return 0;
         };
-        if let Some(first) = sent.front() {
-            paces.note(first.call.task, first.at.elapsed(), 1);
+        if let Some(first) = place.hand.first() {
+            paces.note(first.task, first.at.elapsed(), 1);
         }
         // In this order; see docs/protocol.md, "Call".
         if !process.take_back(place.hand.behind_first()) {
@@ -288,11 +301,48 @@ impl State {
         place.hand.count(process.take_count(), id, backlog);
         let keys = place.hand.take_back();
         for key in keys.iter().rev() {
-            let frame = sent.iter().find(|sent| sent.call.key == *key);
-            let frame = frame.map(|sent| (sent.call.frame.clone(), sent.call.attachments.clone()));
-            backlog.resend(*key, frame.unwrap_or_default(), false);
+            backlog.resend(*key, false);
         }
         keys.len()
+    }
+
+    /// Gives the one job that waits to a worker which has nothing to do, past its waiter, if that can be: the job is one of
+    /// those that go with others, and the waiter will look soon what the worker has. Returns the lane to ring, if the
+    /// worker sleeps.
+    pub(super) fn hand_over(&mut self, now: Instant) -> Handover {
+        let State {
+            places,
+            backlog,
+            idle,
+            queue_time,
+            ..
+        } = self;
+        let Some(id) = idle.last().copied() else {
+            return Handover::None;
+        };
+        let place = &mut places[id.0 as usize];
+        let lane = place.process.as_ref().and_then(|process| process.lane());
+        let (1, Some(_), Some(_), Some(lane), false) = (
+            backlog.queued(),
+            backlog.next_with_others(),
+            &place.open,
+            lane,
+            place.dead,
+        ) else {
+            return Handover::None;
+        };
+        let Some(call) = backlog.take(id, now) else {
+            return Handover::None;
+        };
+        idle.pop();
+        queue_time.record(call.waited);
+        place.hand.give(&call, now);
+        // The ring of a worker that has nothing to do is empty.
+        lane.push(backlog.frame(call.key, call.wire_id).bytes());
+        match lane.publish() {
+            true => Handover::Ring(Arc::clone(lane)),
+            false => Handover::Done,
+        }
     }
 
     /// Looks whether a worker has begun the first of its jobs.
@@ -325,9 +375,9 @@ impl State {
         hand.has_begun()
     }
 
-    /// A worker is dead, and was counted for the last time. Jobs that it had not begun wait again; the others, `sent` has
-    /// them all, are returned to be ended.
-    pub(super) fn bury(&mut self, id: WorkerId, sent: &mut VecDeque<Sent>) -> Vec<Ended> {
+    /// A worker is dead, and was counted for the last time. Jobs that it had not begun wait again; the others are returned to
+    /// be ended.
+    pub(super) fn bury(&mut self, id: WorkerId) -> Vec<Ended> {
         let drops = self.phase.drops_queued();
         let State {
             places,
@@ -338,24 +388,18 @@ impl State {
         let mut remains = places[id.0 as usize].hand.bury(backlog);
         // If it had begun none, it may have died of the first.
         let none_begun = !remains.ended.iter().any(|ended| ended.begun);
-        for (index, key) in remains.unbegun.iter().enumerate().rev() {
+        for (index, (key, at)) in remains.unbegun.drain(..).enumerate().rev() {
             let blamed = none_begun && index == 0;
-            if drops || (blamed && backlog.resends(*key) >= RESENDS) {
+            if drops || (blamed && backlog.resends(key) >= RESENDS) {
                 remains.ended.push(Ended {
-                    job: backlog.take_out(*key),
+                    job: backlog.take_out(key),
                     verdict: drops.then_some(Verdict::Closed),
                     begun: false,
+                    at,
                 });
                 continue;
             }
-            let frame =
-                sent.iter_mut()
-                    .find(|sent| sent.call.key == *key)
-                    .map(|Sent { call, .. }| {
-                        let attachments = std::mem::take(&mut call.attachments);
-                        (std::mem::take(&mut call.frame), attachments)
-                    });
-            backlog.resend(*key, frame.unwrap_or_default(), blamed);
+            backlog.resend(key, blamed);
             counts.resent += 1;
         }
         for ended in &remains.ended {
@@ -428,6 +472,7 @@ impl Place {
             pipelines: false,
             used: false,
             dead: false,
+            open: None,
         }
     }
 

@@ -86,7 +86,7 @@ impl Shared {
             workers: processes.map(|it| it.pid()).collect(),
             submitted: counts.submitted,
             finished: counts.finished,
-            failed: self.failed.load(Ordering::Relaxed),
+            failed: self.home.failed.load(Ordering::Relaxed),
             cancelled: counts.cancelled,
             timed_out: counts.timed_out,
             spawned: counts.spawned,

@@ -115,7 +115,7 @@ impl Supervisor {
             let step = self.decide();
             step.fail
                 .into_iter()
-                .for_each(|(job, failure)| job.fail(failure));
+                .for_each(|(job, failure)| job.fail(failure, &self.shared.home));
             for due in step.due {
                 match due {
                     Due::Expire(job) => self.shared.expire(job),
@@ -358,7 +358,9 @@ impl Supervisor {
             pool: self.shared.settings.name.clone(),
             running: false,
         };
-        left.into_iter().for_each(|job| job.fail(closed.clone()));
+        let home = &self.shared.home;
+        left.into_iter()
+            .for_each(|job| job.fail(closed.clone(), home));
         self.shared.ended.notify_all();
         on_end
             .into_iter()

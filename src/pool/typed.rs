@@ -2,19 +2,19 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use errback_deferred::Failure;
 
-use super::backlog::Call;
-use super::job::{Job, JobKey, Outcome};
+use parking_lot::Mutex;
+
+use super::job::{Called, End, Ending, Home, Job, JobKey, Outcome};
+use super::packed::Packed;
 use super::{JobHandle, Pool, Settings};
 use crate::error::{
     EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
 };
-use crate::task::{Limits, Task};
-use crate::wire::{self, ErrorKind, RemoteErrorBody, WithAttachments};
+use crate::task::Task;
+use crate::wire::{self, ErrorKind, RemoteErrorBody};
 
 /// What a job's result is handed to. It is called once, on a thread of the pool or on the caller's own.
 pub(crate) trait Sink<T>: FnOnce(Result<T, Failure>) + Send + 'static {}
@@ -23,40 +23,59 @@ impl<T, S: FnOnce(Result<T, Failure>) + Send + 'static> Sink<T> for S {}
 
 /// A call of a task, encoded, whose result is a `T`; it only lacks what is to be done with that.
 pub(crate) struct Encoded<T> {
-    called: Called,
-    limits: Limits,
-    frame: WithAttachments,
+    task: &'static str,
+    packed: Packed,
     /// Of how many items it is a chunk.
     items: Option<usize>,
-    decode: fn(Called, usize, Outcome<'_>) -> Result<T, Failure>,
+    decode: Decode<T>,
 }
 
-/// What was called where, for the failures.
-#[derive(Clone, Copy)]
-struct Called {
-    task: &'static str,
-    /// Whether the pool's workers are Python's.
-    python: bool,
+/// The result that an outcome stands for. Of a chunk it is told how many items there are.
+pub(crate) type Decode<T> = fn(Called<'_>, usize, Outcome<'_>) -> Result<T, Failure>;
+
+/// Who waits for a job's result with a closure.
+struct Told<T, S> {
+    decode: Decode<T>,
+    items: usize,
+    /// `None`: it was told.
+    sink: Mutex<Option<S>>,
+}
+
+impl<T: 'static, S: Sink<T>> Ending for Told<T, S> {
+    fn end(&self, outcome: Outcome<'_>, called: Called<'_>) {
+        let result = called.note((self.decode)(called, self.items, outcome));
+        let sink = self.sink.lock().take();
+        if let Some(sink) = sink {
+            sink(result);
+        }
+    }
+
+    fn lost(&self) {
+        // Dropped without having been told, it says that.
+        let sink = self.sink.lock().take();
+        drop(sink);
+    }
 }
 
 impl<T: 'static> Encoded<T> {
     /// The job that hands its result to `sink`.
-    fn job(self, failed: Arc<AtomicU64>, sink: impl Sink<T>) -> Job {
-        let Encoded {
-            called,
-            limits,
-            frame,
-            items,
-            decode,
-        } = self;
-        let finish = move |outcome: Outcome<'_>| {
-            let result = decode(called, items.unwrap_or(1), outcome);
-            if result.is_err() {
-                failed.fetch_add(1, Ordering::Relaxed);
-            }
-            sink(result);
+    fn job(self, sink: impl Sink<T>) -> Job {
+        let told = Told {
+            decode: self.decode,
+            items: self.items.unwrap_or(1),
+            sink: Mutex::new(Some(sink)),
         };
-        Job::new(called.task, frame, items.is_some(), Box::new(finish)).with_limits(limits)
+        Job::new(self.task, self.packed, End::new(Arc::new(told)))
+    }
+
+    /// What makes a result of its outcome.
+    pub(crate) fn decode(&self) -> Decode<T> {
+        self.decode
+    }
+
+    /// The job that ends so.
+    pub(crate) fn job_for(self, end: End) -> Job {
+        Job::new(self.task, self.packed, end)
     }
 }
 
@@ -84,11 +103,10 @@ impl Pool {
             share_from,
             ..
         } = self.shared().settings;
-        let frame = wire::encode_call_sharing(0, name, args, max_frame, share_from)?;
+        let limits = task.limits();
         Ok(Encoded {
-            called: self.called(name),
-            limits: task.limits(),
-            frame,
+            task: name,
+            packed: Packed::call(name, args, limits, max_frame, share_from)?,
             items: None,
             decode: |called, _, outcome| decode::<F>(called, outcome),
         })
@@ -109,17 +127,11 @@ impl Pool {
         } = self.shared().settings;
         let frame = wire::encode_chunk_sharing(0, name, chunk, max_frame, share_from)?;
         Ok(Encoded {
-            called: self.called(name),
-            limits: task.limits(),
-            frame,
+            task: name,
+            packed: Packed::whole(frame, task.limits(), true),
             items: Some(chunk.len()),
             decode: decode_chunk::<F>,
         })
-    }
-
-    fn called(&self, task: &'static str) -> Called {
-        let python = self.shared().settings.launch.is_python();
-        Called { task, python }
     }
 
     /// Submits a call, whose result goes to `sink`; one that is refused fails right here.
@@ -128,13 +140,20 @@ impl Pool {
         call: Encoded<T>,
         sink: impl Sink<T>,
     ) -> Option<JobHandle> {
-        match self
-            .shared()
-            .submit(call.job(Arc::clone(&self.shared().failed), sink))
-        {
-            Ok(handle) => Some(handle),
+        let key = self.submit_job(call.job(sink))?;
+        Some(JobHandle {
+            shared: Arc::downgrade(self.shared()),
+            key,
+        })
+    }
+
+    /// Submits a job; one that is refused fails right here.
+    pub(crate) fn submit_job(&self, job: Job) -> Option<JobKey> {
+        let shared = self.shared();
+        match shared.submit(job) {
+            Ok(key) => Some(key),
             Err(refused) => {
-                refused.job.fail(refused.why);
+                refused.job.fail(refused.why, &shared.home);
                 None
             }
         }
@@ -146,7 +165,7 @@ impl Pool {
 pub(super) struct Initializer {
     task: &'static str,
     frame: Vec<u8>,
-    failure: fn(Called, RemoteErrorBody) -> Failure,
+    failure: fn(Called<'_>, RemoteErrorBody) -> Failure,
 }
 
 impl Initializer {
@@ -159,29 +178,17 @@ impl Initializer {
         })
     }
 
-    /// The call, which has the number 0.
-    pub(super) fn call(&self) -> Call {
-        Call {
-            key: JobKey {
-                index: u32::MAX,
-                id: 0,
-            },
-            wire_id: 0,
-            task: self.task,
-            frame: self.frame.clone(),
-            attachments: Vec::new(),
-            timeout: None,
-            submitted: Instant::now(),
-            with_others: false,
-        }
+    /// The frame of the call, which has the number 0.
+    pub(super) fn call(&self) -> Vec<u8> {
+        self.frame.clone()
     }
 
     /// Why the worker is not ready, if it is not.
-    pub(super) fn failure(&self, outcome: wire::Outcome<'_>, python: bool) -> Option<Failure> {
+    pub(super) fn failure(&self, outcome: wire::Outcome<'_>, home: &Home) -> Option<Failure> {
         let task = self.task;
         match outcome {
             wire::Outcome::Value(_) => None,
-            wire::Outcome::Error(body) => Some((self.failure)(Called { task, python }, body)),
+            wire::Outcome::Error(body) => Some((self.failure)(Called { task, home }, body)),
         }
     }
 }
@@ -193,7 +200,7 @@ impl fmt::Debug for Initializer {
 }
 
 /// The result that an outcome stands for. `decode_result` catches what a result's own `Deserialize` may do.
-fn decode<F: Task>(called: Called, outcome: Outcome<'_>) -> Result<F::Output, Failure> {
+fn decode<F: Task>(called: Called<'_>, outcome: Outcome<'_>) -> Result<F::Output, Failure> {
     match outcome {
         Outcome::Answer(wire::Outcome::Value(bytes)) => Ok(F::decode_result(bytes)?),
         Outcome::Answer(wire::Outcome::Error(body)) => Err(decode_failure::<F>(called, body)),
@@ -203,7 +210,7 @@ fn decode<F: Task>(called: Called, outcome: Outcome<'_>) -> Result<F::Output, Fa
 
 /// The results that the outcome of a chunk stands for: its own failure is that of each item.
 fn decode_chunk<F: Task>(
-    called: Called,
+    called: Called<'_>,
     items: usize,
     outcome: Outcome<'_>,
 ) -> Result<Results<F>, Failure> {
@@ -221,7 +228,7 @@ fn decode_chunk<F: Task>(
 }
 
 fn decode_items<F: Task>(
-    called: Called,
+    called: Called<'_>,
     items: usize,
     bytes: &[u8],
 ) -> Result<Results<F>, ProtocolError> {
@@ -235,9 +242,9 @@ fn decode_items<F: Task>(
 }
 
 /// The failure that a worker's error stands for.
-fn decode_failure<F: Task>(called: Called, body: RemoteErrorBody) -> Failure {
+fn decode_failure<F: Task>(called: Called<'_>, body: RemoteErrorBody) -> Failure {
     let task = called.task.to_string();
-    let python = called.python;
+    let python = called.home.python;
     let RemoteErrorBody {
         message,
         location,

@@ -26,16 +26,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use errback_deferred::{CancelledError, Failure};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::cgroup::oom_count_of_zombie;
 use super::child::{Child, Ended as EndedProcess};
 use super::connection::{Alarms, Connection, Event};
-use super::hand::{Answered, Ended};
-use super::job::{Job, Outcome, Verdict, WorkerId};
+use super::hand::Ended;
+use super::job::{Job, Verdict, WorkerId};
+use super::packed::{Frame, Whole};
 use super::{Leave, Next, Shared};
-use crate::buffer::travel::with_received;
-use crate::error::{Exit, PoolClosed, SpawnFailed, SpawnFailure, TimedOut, Usage, WorkerDied};
+use crate::error::{Exit, SpawnFailed, SpawnFailure, Usage, WorkerDied};
 use crate::wire::{self, Message, ProtocolError, WorkerHello};
 
 /// How long an idle worker may take to leave when it is told to.
@@ -52,6 +52,9 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// A job with others behind it that takes longer than this is not what it was taken for: the others go elsewhere.
 const LONG: Duration = Duration::from_millis(10);
+
+/// The connection, as its waiter has it while it is awake.
+type Guard<'a> = MutexGuard<'a, Connection>;
 
 pub(super) struct Waiter {
     pub(super) shared: Arc<Shared>,
@@ -84,16 +87,18 @@ impl Waiter {
 
     /// One worker's life, seen from here.
     fn tend(&self, child: Child) {
-        let mut worker = Connection::new(child);
+        let connection = Arc::new(Mutex::new(Connection::new(child)));
+        // Held all the time, but while it sleeps.
+        let mut worker = connection.lock();
         let end = match self.greet(&mut worker) {
-            Ok(()) => self.serve(&mut worker),
+            Ok(()) => self.serve(&mut worker, &connection),
             Err(end) => end,
         };
-        self.bury(worker, end);
+        self.bury(&mut worker, end);
     }
 
     /// Waits for the worker's hello, and until it is ready.
-    fn greet(&self, worker: &mut Connection) -> Result<(), End> {
+    fn greet(&self, worker: &mut Guard<'_>) -> Result<(), End> {
         // `None`: later than the clock goes.
         let deadline = worker.born.checked_add(self.shared.settings.boot_deadline);
         self.first_frame(worker, deadline)?;
@@ -103,14 +108,15 @@ impl Waiter {
         // By now a command in between has put it where it is to be.
         worker.oom_count = self.shared.oom_kills.watch(Some(worker.process.pid()));
         self.initialize(worker, deadline)?;
+        worker.last = Instant::now();
         self.shared.enter_service(self.id, worker.pipelines);
         Ok(())
     }
 
     /// Waits for a frame of a worker that is not ready yet.
-    fn first_frame(&self, worker: &mut Connection, deadline: Option<Instant>) -> Result<(), End> {
+    fn first_frame(&self, worker: &mut Guard<'_>, deadline: Option<Instant>) -> Result<(), End> {
         loop {
-            return Err(match worker.wait(deadline) {
+            return Err(match Connection::wait(worker, deadline) {
                 Event::Frame => return Ok(()),
                 Event::Woken if self.shared.is_wanted() => continue,
                 Event::Woken => End::Retired(Leave::Unwanted),
@@ -127,19 +133,22 @@ impl Waiter {
     }
 
     /// Runs the initializer, if there is one, as the first call.
-    fn initialize(&self, worker: &mut Connection, deadline: Option<Instant>) -> Result<(), End> {
+    fn initialize(&self, worker: &mut Guard<'_>, deadline: Option<Instant>) -> Result<(), End> {
         let Some(initializer) = &self.shared.settings.initializer else {
             return Ok(());
         };
-        let is_python = self.shared.settings.launch.is_python();
-        worker.push(initializer.call(), Instant::now());
+        let call = Arc::new(Whole::of(initializer.call()));
+        worker.push(0, &Frame::Whole(&call));
+        let mut heard = Vec::new();
         let why = loop {
             self.first_frame(worker, deadline)?;
-            let (heard, result) = worker.answers();
-            result.map_err(not_a_worker)?;
-            if let Some(heard) = heard.into_iter().next() {
+            worker.answers(&mut heard).map_err(not_a_worker)?;
+            if let Some(heard) = heard.pop() {
+                if heard.id != 0 || !worker.first_is_written() {
+                    return Err(not_a_worker("it answered what it was not asked"));
+                }
                 let outcome = worker.outcome(heard.outcome, heard.on_socket);
-                break initializer.failure(outcome, is_python);
+                break initializer.failure(outcome, &self.shared.home);
             }
         };
         worker.answered = 0;
@@ -186,49 +195,71 @@ impl Waiter {
     }
 
     /// Job after job, until the worker or the pool ends.
-    fn serve(&self, worker: &mut Connection) -> End {
+    fn serve(&self, worker: &mut Guard<'_>, connection: &Arc<Mutex<Connection>>) -> End {
         loop {
             if self.shared.is_worn_out(worker) {
-                if worker.sent.is_empty() {
+                if worker.out == 0 {
                     return End::Retired(Leave::WornOut);
                 }
                 worker.calls_left = Some(0); // what it has is the last
             }
-            match self.shared.next_jobs(self.id, worker) {
-                Next::Jobs => {
-                    if let Err(end) = self.work(worker) {
-                        return end;
-                    }
-                }
+            let step = match self.shared.next_jobs(self.id, worker, connection) {
+                Next::Jobs => self.work(worker),
+                Next::Sit(until) => self.sit(worker, until),
                 Next::Died => return End::Died,
                 Next::Leave(why) => return End::Retired(why),
+            };
+            if let Err(end) = step {
+                return end;
             }
         }
     }
 
+    /// Sits by a worker that has nothing to do, or what others give it, until there is something to look at.
+    fn sit(&self, worker: &mut Guard<'_>, until: Option<Instant>) -> Result<(), End> {
+        worker.sits = true;
+        let event = Connection::wait(worker, until);
+        let step = match event {
+            Event::Frame => self.answers(worker),
+            Event::Woken | Event::Late => Ok(()),
+            event => Err(self.end_of(worker, event)),
+        };
+        worker.sits = false;
+        match worker.broken.take() {
+            Some(error) => Err(End::Broke(error)),
+            None if !worker.late.is_empty() => Err(End::Died),
+            None => step,
+        }
+    }
+
+    /// Why a worker is buried after such an event.
+    fn end_of(&self, worker: &Connection, event: Event) -> End {
+        match event {
+            Event::Garbage(error) => End::Broke(error),
+            Event::Closed if !worker.ends_soon() => {
+                End::Broke(ProtocolError::new("it closed its connection"))
+            }
+            _ => End::Died,
+        }
+    }
+
     /// Sends calls and finishes jobs with the answers, until it is time for more calls.
-    fn work(&self, worker: &mut Connection) -> Result<(), End> {
-        if let Err(unsendable) = worker.prepare(self.shared.settings.max_frame) {
-            let (sent, error) = *unsendable;
-            if let Some(job) = self.shared.take_unsent(self.id, sent.call.key) {
-                job.fail(error);
+    fn work(&self, worker: &mut Guard<'_>) -> Result<(), End> {
+        if let Err(error) = worker.prepare(self.shared.settings.max_frame) {
+            if let Some(job) = self.shared.take_unsent(self.id) {
+                job.fail(error, &self.shared.home);
             }
             return Ok(());
         }
         self.set_alarms(worker);
         loop {
-            match worker.wait(worker.alarms.first()) {
+            match Connection::wait(worker, worker.alarms.first()) {
                 Event::Frame => self.answers(worker)?,
                 Event::Woken => worker.alarms.kill = self.shared.kill_at(self.id),
                 Event::Late => self.alarm(worker)?,
-                Event::Died => return Err(End::Died),
-                Event::Closed if worker.ends_soon() => return Err(End::Died),
-                Event::Closed => {
-                    return Err(End::Broke(ProtocolError::new("it closed its connection")));
-                }
-                Event::Garbage(error) => return Err(End::Broke(error)),
+                event => return Err(self.end_of(worker, event)),
             }
-            if worker.sent.len() <= worker.refill_at {
+            if worker.out <= worker.refill_at {
                 break;
             }
         }
@@ -237,7 +268,7 @@ impl Waiter {
 
     /// A worker that has nothing to do has nothing to say, but for notifications of a later version.
     fn check_silence(&self, worker: &mut Connection) -> Result<(), ProtocolError> {
-        if !worker.sent.is_empty() {
+        if worker.out > 0 {
             return Ok(());
         }
         while let Some(frame) = worker.reader().next_frame()? {
@@ -255,7 +286,8 @@ impl Waiter {
     /// Finishes the jobs whose answers are there.
     fn answers(&self, worker: &mut Connection) -> Result<(), End> {
         let now = Instant::now();
-        if !self.finish(worker, now).map_err(End::Broke)? {
+        let lives = self.shared.hear(self.id, worker, now);
+        if !lives.map_err(End::Broke)? {
             return Err(End::Died);
         }
         self.set_alarms(worker);
@@ -266,66 +298,20 @@ impl Waiter {
         }
     }
 
-    /// Finishes a number of them. `false`: the worker is being killed.
-    fn finish(&self, worker: &mut Connection, now: Instant) -> Result<bool, ProtocolError> {
-        let first = worker.answered == 0;
-        let (mut heard, result) = worker.answers();
-        let Some(last) = heard.last() else {
-            return result.map(|()| true);
-        };
-        let took = now.saturating_duration_since(heard[0].sent.at.max(worker.last));
-        // Those that were sent later than the first was answered cannot have taken longer.
-        debug_assert!(last.sent.at >= heard[0].sent.at);
-        // Before anybody hears of the answers: the next buffer can lie where these calls' have been.
-        for heard in &mut heard {
-            heard.sent.call.attachments.clear();
-        }
-        let answered = self.shared.complete(self.id, &heard, first, took);
-        worker.last = now;
-        let mut lives = true;
-        let mut late = Vec::new();
-        for (heard, answered) in heard.into_iter().zip(answered) {
-            let at = heard.sent.at;
-            match answered {
-                Answered::Finish(job) => {
-                    let outcome = worker.outcome(heard.outcome, heard.on_socket);
-                    with_received(heard.sent.received, || {
-                        job.finish(Outcome::Answer(outcome));
-                    });
-                }
-                Answered::Stopped(job, verdict) => {
-                    let failure = self.given_up(&job, verdict, at, None);
-                    job.fail(failure);
-                }
-                Answered::Dropped => {}
-                Answered::TooLate(job, verdict) => {
-                    late.push((job, verdict, at));
-                    lives = false;
-                }
-            }
-        }
-        worker.late.append(&mut late);
-        result.map(|()| lives)
-    }
-
     /// Sets the alarms for the call that is now the first.
     fn set_alarms(&self, worker: &mut Connection) {
-        let Some(sent) = worker.sent.front() else {
+        let Some(first) = worker.first else {
             worker.alarms = Alarms::default();
             return;
         };
-        let begin = sent.at.max(worker.last);
+        let begin = first.at.max(worker.last);
         worker.alarms = Alarms {
-            kill: worker
-                .alarms
-                .kill
-                .and_then(|_| self.shared.kill_at(self.id)),
-            timeout: sent
-                .call
+            kill: first.kill_at,
+            timeout: first
                 .timeout
-                .and_then(|timeout| sent.at.checked_add(timeout)),
+                .and_then(|timeout| first.at.checked_add(timeout)),
             look: Some(begin + LOOK),
-            share: (worker.sent.len() > 1).then(|| begin + LONG),
+            share: (worker.out > 1).then(|| begin + LONG),
         };
     }
 
@@ -333,7 +319,7 @@ impl Waiter {
     fn alarm(&self, worker: &mut Connection) -> Result<(), End> {
         let now = Instant::now();
         let is_due = |alarm: Option<Instant>| alarm.is_some_and(|at| at <= now);
-        let Some(sent) = worker.sent.front() else {
+        let Some(first) = worker.first else {
             return Ok(());
         };
         if is_due(worker.alarms.kill) {
@@ -345,9 +331,10 @@ impl Waiter {
         }
         if is_due(worker.alarms.timeout) {
             worker.alarms.timeout = None;
-            if let Some(job) = self.shared.time_out(sent.call.key) {
-                let failure = self.given_up(&job, Verdict::TimedOut, sent.at, None);
-                job.fail(failure);
+            if let Some(job) = self.shared.time_out(first.key) {
+                let shared = &self.shared;
+                let failure = shared.given_up(&job, Verdict::TimedOut, first.at, None);
+                job.fail(failure, &shared.home);
             }
             worker.alarms.kill = self.shared.kill_at(self.id);
         }
@@ -370,15 +357,16 @@ impl Waiter {
     }
 
     /// See the top of this file.
-    fn bury(&self, mut worker: Connection, end: End) {
+    fn bury(&self, worker: &mut Guard<'_>, end: End) {
         if let End::Retired(_) = end {
             self.shared.take_leave(self.id);
             worker.close();
             worker.ends_within(RETIRE_GRACE);
         }
-        let end = self.hear_out(&mut worker, end); // 1
+        self.shared.look_at_hand(self.id, worker);
+        let end = self.hear_out(worker, end); // 1
         self.shared.kill(self.id); // 2
-        let (process, oom_killed) = self.collect(&worker); // 3
+        let (process, oom_killed) = self.collect(worker); // 3
         let death = Death {
             exit: process.exit,
             usage: process.usage(),
@@ -395,14 +383,12 @@ impl Waiter {
             End::Retired(_) => {}
             _ => state.counts.died += 1,
         }
-        worker
-            .arenas
-            .bury(worker.sent.iter().map(|sent| &sent.call));
-        let ended = state.bury(self.id, &mut worker.sent);
+        worker.bury_arenas();
+        let ended = state.bury(self.id);
         for (_, verdict, _) in &worker.late {
             state.counts.note_end(Some(*verdict));
         }
-        if !ended.is_empty() || !worker.sent.is_empty() {
+        if !ended.is_empty() || worker.out > 0 {
             self.shared.rouse_one(&mut state);
         }
         self.shared.vacate(&mut state, self.id, failed);
@@ -411,25 +397,29 @@ impl Waiter {
     }
 
     /// Ends the jobs that end with a worker.
-    fn fail_all(&self, worker: Connection, ended: Vec<Ended>, end: &End, death: &Death) {
-        for (job, verdict, at) in worker.late {
-            let failure = self.given_up(&job, verdict, at, Some(death.pid));
-            job.fail(failure);
+    fn fail_all(&self, worker: &mut Connection, ended: Vec<Ended>, end: &End, death: &Death) {
+        let given_up = |job: &Job, verdict, at| {
+            let killed = Some(death.pid);
+            self.shared.given_up(job, verdict, at, killed)
+        };
+        for (job, verdict, at) in worker.late.drain(..) {
+            let failure = given_up(&job, verdict, at);
+            job.fail(failure, &self.shared.home);
         }
         for Ended {
-            job,
+            mut job,
             verdict,
             begun,
+            at,
         } in ended
         {
-            let sent = worker.sent.iter().find(|sent| sent.call.key.id == job.id());
-            let at = sent.map_or(worker.last, |sent| sent.at);
+            job.let_go();
             let failure = match (verdict, end) {
-                (Some(verdict), _) => self.given_up(&job, verdict, at, Some(death.pid)),
+                (Some(verdict), _) => given_up(&job, verdict, at),
                 (None, End::Broke(error)) => error.clone().into(),
                 (None, _) => death.of_job(&job, begun, at).into(),
             };
-            job.fail(failure);
+            job.fail(failure, &self.shared.home);
         }
     }
 
@@ -451,8 +441,8 @@ impl Waiter {
         let End::Died = end else {
             return end;
         };
-        while !worker.sent.is_empty() && worker.drain() {
-            if let Err(error) = self.finish(worker, Instant::now()) {
+        while worker.out > 0 && worker.drain() {
+            if let Err(error) = self.shared.hear(self.id, worker, Instant::now()) {
                 return End::Broke(error);
             }
         }
@@ -466,27 +456,6 @@ impl Waiter {
         let ended = self.shared.reap(self.id, &worker.process);
         let oom_killed = ended.killed_by_others && self.shared.oom_kills.take(place);
         (ended, oom_killed)
-    }
-
-    /// Why a job ends that was given up. `killed`: the worker that was killed for it.
-    fn given_up(&self, job: &Job, verdict: Verdict, at: Instant, killed: Option<u32>) -> Failure {
-        match verdict {
-            Verdict::Cancelled => CancelledError.into(),
-            Verdict::TimedOut => TimedOut {
-                task: job.task().to_string(),
-                job: job.id(),
-                limit: job.timeout().unwrap_or_default(),
-                elapsed: at.elapsed(),
-                queued: false,
-                pid: killed,
-            }
-            .into(),
-            Verdict::Closed => PoolClosed {
-                pool: self.shared.settings.name.clone(),
-                running: true,
-            }
-            .into(),
-        }
     }
 }
 

@@ -65,8 +65,7 @@ impl Model {
                 .all(|key| backlog.state(*key) == JobState::Queued)
         );
         for _ in 0..jobs {
-            let call = backlog.take(WORKER).expect("it waits");
-            hand.give(call.key, call.wire_id);
+            tests::give(&mut hand, &mut backlog);
         }
         let flags = || (0..jobs).map(|_| AtomicBool::new(false)).collect();
         let table = Table {
@@ -89,7 +88,7 @@ impl Model {
     /// The worker: counts a call, looks whether it is wanted, runs it. Then its waiter: hands the answer over. Dies
     /// before the call `dies`, or when it is killed, and then its waiter buries it.
     fn run(&self, dies: Option<usize>) {
-        for (n, key) in self.keys.iter().enumerate() {
+        for n in 0..self.keys.len() {
             if !self.worker.alive.load(Ordering::SeqCst) {
                 break;
             }
@@ -101,9 +100,9 @@ impl Model {
                 break;
             }
             let mut table = self.table.lock().unwrap();
-            match table.with(|hand, backlog| hand.answer(*key, backlog)) {
+            match table.with(|hand, backlog| hand.answer(backlog)) {
                 Answered::Finish(job) => table.end(job.id(), Outcome::Answered),
-                Answered::Stopped(job, verdict) | Answered::TooLate(job, verdict) => {
+                Answered::Stopped(job, verdict, _) | Answered::TooLate(job, verdict, _) => {
                     table.end(job.id(), Outcome::GivenUp(verdict));
                 }
                 Answered::Dropped => {}
@@ -125,10 +124,10 @@ impl Model {
             table.end(ended.job.id(), outcome);
         }
         // They wait again, and another worker answers them, if they are not cancelled first.
-        for key in remains.unbegun.into_iter().rev() {
+        for (key, _) in remains.unbegun.into_iter().rev() {
             let ran = self.worker.ran[self.place(key)].load(Ordering::SeqCst);
             assert!(!ran, "job {} would run twice", key.id);
-            table.with(|_, backlog| backlog.resend(key, tests::frame(), false));
+            table.with(|_, backlog| backlog.resend(key, false));
         }
     }
 
@@ -179,7 +178,7 @@ impl Model {
         for key in table.with(|hand, _| hand.take_back()).into_iter().rev() {
             let ran = self.worker.ran[self.place(key)].load(Ordering::SeqCst);
             assert!(!ran, "job {} would run twice", key.id);
-            table.with(|_, backlog| backlog.resend(key, tests::frame(), false));
+            table.with(|_, backlog| backlog.resend(key, false));
         }
     }
 
@@ -194,7 +193,7 @@ impl Model {
     /// What is left is done by another worker; then every job must have ended, once, and what was taken back never ran.
     fn check(&self) -> HashMap<u64, Outcome> {
         let mut table = self.table.lock().unwrap();
-        while let Some(call) = table.with(|_, backlog| backlog.take(WorkerId(1))) {
+        while let Some(call) = table.with(|_, backlog| backlog.take(WorkerId(1), Instant::now())) {
             let job = table.with(|_, backlog| backlog.take_out(call.key));
             table.end(job.id(), Outcome::Answered);
         }
