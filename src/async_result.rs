@@ -55,7 +55,7 @@ enum CellState<T> {
 
 impl<T: Send + 'static> AsyncResult<T> {
     pub(crate) fn submit<F: Task<Output = T>>(pool: &Pool, task: F, args: &F::Args) -> Self {
-        let (cell, key) = match pool.encode(task, args) {
+        let (cell, job) = match pool.encode(task, args) {
             Ok(call) => {
                 let cell = Arc::new(Cell::new(call.decode()));
                 let end = End::new(Arc::clone(&cell) as Arc<dyn Ending>);
@@ -67,7 +67,7 @@ impl<T: Send + 'static> AsyncResult<T> {
                 (Arc::new(cell), None)
             }
         };
-        let (index, id) = key.unwrap_or(JobKey::NONE).parts();
+        let (index, id) = job.map_or(JobKey::NONE, |job| job.key).parts();
         AsyncResult {
             cell,
             pool: pool.clone(),

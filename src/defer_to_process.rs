@@ -10,6 +10,8 @@
 //! threads, and to be told of its end. With our own [`Reactor`] the pool need not even be made: the first call makes one
 //! and hangs it on the reactor, and the reactor's shutdown ends it.
 
+mod listener;
+
 use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
@@ -24,6 +26,7 @@ use errback_reactor::Reactor;
 use crate::error::{BuildError, PoolInUse};
 use crate::pool::{Encoded, JobHandle, Pool, Room};
 use crate::task::Task;
+use listener::listener;
 
 /// How long jobs that run may go on when their loop shuts down, before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -72,7 +75,7 @@ pub fn defer_to_process<F: Task>(reactor: &Reactor, task: F, args: F::Args) -> D
         Err(why) => return fail(why),
     };
     match pool.encode(task, &args) {
-        Ok(call) => start(&reactor.from_threads(), &pool, call, |_| ()),
+        Ok(call) => start(reactor, &reactor.from_threads(), &pool, call, |_| ()),
         Err(error) => fail(error),
     }
 }
@@ -125,7 +128,7 @@ pub(crate) fn defer_call<T: Send + 'static>(
     };
     let mut place = None;
     let submitted = |job: &JobHandle| place = Some(outstanding.add(job.clone(), pool.clone()));
-    let d = start(&threads, pool, call, submitted);
+    let d = start(event_loop, &threads, pool, call, submitted);
     match place {
         Some(place) => d.add_both(move |result| {
             outstanding.remove(place);
@@ -313,6 +316,7 @@ fn close_with(reactor: &Reactor, pool: &Pool) {
 /// The rest of hop 1, and hop 2. `submitted` is shown the job's handle.
 #[track_caller]
 fn start<T: Send + 'static>(
+    event_loop: &impl ReactorCore,
     threads: &Arc<dyn ReactorFromThreads>,
     pool: &Pool,
     call: Encoded<T>,
@@ -331,6 +335,12 @@ fn start<T: Send + 'static>(
     });
     let resolver = RemoteResolver::of(Arc::clone(threads), resolver);
     if let Some(job) = pool.submit(call, move |result| resolver.fire(result)) {
+        if job.is_out
+            && let Some(listener) = listener(event_loop, threads, pool)
+        {
+            listener.add(job);
+        }
+        let job = pool.handle(job);
         submitted(&job);
         let _ = handle.set(job);
     }

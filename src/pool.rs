@@ -60,6 +60,7 @@ use crate::error::ForkedHost;
 use crate::hook;
 use crate::task::Task;
 use crate::wire::HostHello;
+pub(crate) use answers::Watch;
 use cgroup::OomKills;
 use child::Launch;
 use job::Home;
@@ -205,12 +206,27 @@ pub(crate) struct Refused {
     pub(crate) why: Failure,
 }
 
+/// A job that was taken.
+#[derive(Clone, Copy)]
+pub(crate) struct Submitted {
+    pub(crate) key: JobKey,
+    /// Whether a worker has it already. Whoever waits for it may look for its answer then.
+    pub(crate) is_out: bool,
+}
+
 /// A job that was taken, to cancel it by.
 #[derive(Clone)]
 pub(crate) struct JobHandle {
     /// Weak: a result that somebody keeps does not keep what is left of a pool that has ended.
     shared: Weak<Shared>,
     key: JobKey,
+}
+
+impl Shared {
+    /// Whether who waits for an answer looks for it before he sleeps.
+    pub(crate) fn spins(&self) -> bool {
+        !self.settings.spin.is_zero()
+    }
 }
 
 impl Pool {

@@ -75,18 +75,15 @@ pub trait ReactorCore: ReactorTime {
 /// Something that a loop can look at while it is awake and has nothing to do.
 ///
 /// Putting a thread to sleep and waking it costs more than a short answer takes to come. So a loop may *spin*: look for
-/// some microseconds before it sleeps, in turns at its own queues and at these. What is looked at in this way must wake
-/// the loop by other means when it is asleep; [`before_sleep`](Self::before_sleep) is the time to see to that. Whether
-/// and how long the loop spins is its own affair: it stops when it finds that this does not pay, and then only
-/// `before_sleep` is called.
+/// some microseconds before it sleeps, in turns at its own queues and at these. Whether and how long it does so is its own
+/// affair: it stops when it finds that this does not pay, and may never look at all. So what is looked at in this way must
+/// wake the loop by other means, but for the time of the look: that ends with [`done`](Self::done).
 ///
 /// ```
 /// use errback_deferred::{BusyPoll, ReactorCore};
-/// use std::{cell::Cell, rc::Rc};
+/// use std::rc::Rc;
 ///
-/// struct Answers {
-///     awaited: Cell<usize>,
-/// }
+/// struct Answers;
 ///
 /// impl BusyPoll for Answers {
 ///     fn poll(&self) -> bool {
@@ -94,13 +91,13 @@ pub trait ReactorCore: ReactorTime {
 ///         false
 ///     }
 ///
-///     fn before_sleep(&self) {
-///         if self.awaited.get() > 0 { /* … leave the waiting to a thread … */ }
+///     fn done(&self) {
+///         // … leave the waiting to a thread again …
 ///     }
 /// }
 ///
 /// fn watch(event_loop: &impl ReactorCore) -> Rc<dyn BusyPoll> {
-///     let answers: Rc<dyn BusyPoll> = Rc::new(Answers { awaited: Cell::new(0) });
+///     let answers: Rc<dyn BusyPoll> = Rc::new(Answers);
 ///     let _spins = event_loop.add_busy_poll(Rc::downgrade(&answers));
 ///     answers // asked until it is dropped
 /// }
@@ -111,10 +108,11 @@ pub trait BusyPoll {
     /// callback of the loop may do.
     fn poll(&self) -> bool;
 
-    /// The loop is going to sleep, whether or not it has looked before: from here on, what is awaited must wake it.
+    /// The loop has ceased to look, because there is something to do or because it is going to sleep: from here on, what is
+    /// awaited must wake it.
     ///
-    /// Called on the loop's thread before each sleep. A call from a thread that is made in here is not missed.
-    fn before_sleep(&self) {}
+    /// Called on the loop's thread, after any number of polls. A call from a thread that is made in here is not missed.
+    fn done(&self) {}
 }
 
 thread_local! {

@@ -646,7 +646,6 @@ impl Poller {
         if core.is_busy() || (self.spin.is_worth_it() && self.spin(core)?) {
             return self.look(core).map(drop);
         }
-        core.busy_polls.before_sleep();
         self.sleep(core)
     }
 
@@ -662,12 +661,14 @@ impl Poller {
                 found = self.look(core)?;
             }
             if found {
+                core.busy_polls.done();
                 self.spin.found();
                 return Ok(true);
             }
             hint::spin_loop();
             time = began.elapsed();
         }
+        core.busy_polls.done();
         self.spin.found_nothing(time);
         Ok(false)
     }
@@ -868,8 +869,7 @@ impl ReactorCore for Reactor {
         self.remove_system_event_trigger(id)
     }
 
-    /// False when this reactor does not [spin](Builder::spin), on one core for instance. `before_sleep` is called all
-    /// the same.
+    /// False when this reactor does not [spin](Builder::spin), on one core for instance.
     fn add_busy_poll(&self, poll: Weak<dyn BusyPoll>) -> bool {
         self.0.busy_polls.add(poll);
         self.0.spins

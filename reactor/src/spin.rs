@@ -103,8 +103,8 @@ impl BusyPolls {
         found
     }
 
-    pub(crate) fn before_sleep(&self) {
-        self.each("a busy poll before a sleep", |poll| poll.before_sleep());
+    pub(crate) fn done(&self) {
+        self.each("the end of a busy poll", |poll| poll.done());
     }
 
     /// No borrow is held meanwhile: each may do anything.

@@ -1,25 +1,39 @@
-//! Looking for a while before one sleeps: to be woken costs more than a short answer takes to come.
+//! Looking for a moment before going to sleep.
 //!
-//! It is given up for a while when it does not pay, be it that the jobs are long or that others need the processor, and there is
-//! none where there is one processor. Who has nothing to wait for does not look, so nothing is used up at rest.
+//! To be woken takes tens of microseconds, and a small job less than one. So who waits for the other side of a lane looks for a
+//! while first. Whether that pays nobody can know: it is tried and measured. Each look that comes to nothing doubles the waits
+//! until the next one, and sleeps that were short bring it nearer. So who waits for long jobs, or on a machine where others need
+//! the processor, hardly ever looks; there is none where there is one processor; and who has nothing to wait for does not
+//! look, so nothing is used up at rest.
+//!
+//! Two that sleep would never find out: each looks in vain while the other is being woken. So who has slept for so short a time
+//! that it may have been no more than that looks longer the next time. When something comes then, both are awake, and from
+//! there on it has to come within the limit again.
 
 use std::time::{Duration, Instant};
 
-/// How many looks that came to nothing it takes to give up.
-const PATIENCE: u8 = 8;
-/// Who has given up tries again each time that it has slept so often.
-const AGAIN: u32 = 64;
+/// Waits between two looks, at most.
+const LONGEST_PAUSE: u32 = 1023;
+/// What a sleep that was short counts for.
+const SHORT_SLEEP: u32 = 32;
+/// By how much a look is longer when the other side may have to be woken.
+const PATIENCE: u32 = 8;
 
 /// Whether to look, for one who waits again and again.
 pub(crate) struct Spin {
     limit: Duration,
-    /// Falls with each look that came to nothing, and rises twice as fast.
-    hope: u8,
-    slept: u32,
+    /// Waits until the next look.
+    pause: u32,
+    /// How many it was after the last look that came to nothing.
+    last_pause: u32,
+    /// Whether the last sleep was short.
+    lags: bool,
+    /// When the last look came to nothing, or was left out.
+    gave_up: Option<Instant>,
 }
 
 impl Spin {
-    /// Looks for no longer than `limit`.
+    /// Looks for no longer than `limit`, as a rule.
     pub(crate) fn new(limit: Duration) -> Spin {
         let limit = match has_processors() {
             true => limit,
@@ -27,36 +41,62 @@ impl Spin {
         };
         Spin {
             limit,
-            hope: PATIENCE,
-            slept: 0,
+            pause: 0,
+            last_pause: 0,
+            lags: false,
+            gave_up: None,
         }
     }
 
     /// Looks whether something `is_there` until it is, or for as long as it pays. Whether it is.
     pub(crate) fn until(&mut self, is_there: impl Fn() -> bool) -> bool {
-        if self.limit.is_zero() || !self.tries() {
+        if self.limit.is_zero() {
             return false;
         }
         let begun = Instant::now();
-        while begun.elapsed() < self.limit {
+        if self.pause > 0 {
+            self.pause -= 1;
+            self.gave_up = Some(begun);
+            return false;
+        }
+        let lags = std::mem::take(&mut self.lags);
+        let limit = match lags {
+            true => self.limit * PATIENCE,
+            false => self.limit,
+        };
+        loop {
             for _ in 0..8 {
                 if is_there() {
-                    self.hope = (self.hope + 2).min(PATIENCE);
+                    // One that came late tells nothing yet: the other side may have been asleep.
+                    if !lags || begun.elapsed() < self.limit {
+                        self.last_pause /= 2;
+                    }
                     return true;
                 }
                 std::hint::spin_loop();
             }
+            if begun.elapsed() >= limit {
+                break;
+            }
         }
-        self.hope = self.hope.saturating_sub(1);
+        self.last_pause = (2 * self.last_pause + 1).min(LONGEST_PAUSE);
+        self.pause = self.last_pause;
+        self.gave_up = Some(Instant::now());
         false
     }
 
-    fn tries(&mut self) -> bool {
-        if self.hope > 0 {
-            return true;
+    /// What was waited for came in the sleep after the look.
+    pub(crate) fn came(&mut self) {
+        if let Some(gave_up) = self.gave_up.take() {
+            self.slept(gave_up.elapsed());
         }
-        self.slept = self.slept.wrapping_add(1);
-        self.slept.is_multiple_of(AGAIN)
+    }
+
+    fn slept(&mut self, time: Duration) {
+        self.lags = time < self.limit * PATIENCE;
+        if self.lags {
+            self.pause = self.pause.saturating_sub(SHORT_SLEEP);
+        }
     }
 }
 
@@ -71,6 +111,13 @@ mod tests {
     use std::cell::Cell;
 
     const LIMIT: Duration = Duration::from_micros(5);
+    const LONG: Duration = Duration::from_secs(1);
+
+    fn spin() -> Spin {
+        let mut spin = Spin::new(LIMIT);
+        spin.limit = LIMIT; // where there is one processor too
+        spin
+    }
 
     /// How often it looked at what is never there.
     fn looks(spin: &mut Spin) -> usize {
@@ -84,17 +131,40 @@ mod tests {
     }
 
     #[test]
-    fn it_gives_up_when_it_does_not_pay_and_tries_again_later() {
-        let mut spin = Spin::new(LIMIT);
-        spin.limit = LIMIT; // where there is one processor too
-        for _ in 0..PATIENCE {
-            spin.until(|| false);
+    fn looks_that_come_to_nothing_become_rare() {
+        let mut spin = spin();
+        let looked = (0..5000).filter(|_| {
+            let looked = looks(&mut spin) > 0;
+            spin.slept(LONG);
+            looked
+        });
+        assert!(looked.count() < 20);
+    }
+
+    #[test]
+    fn one_that_finds_something_goes_on() {
+        let mut spin = spin();
+        for _ in 0..5000 {
+            looks(&mut spin);
+            spin.slept(LONG);
         }
-        let looked: usize = (0..AGAIN - 1).map(|_| looks(&mut spin)).sum();
-        assert_eq!(looked, 0);
-        spin.limit = Duration::from_secs(60);
-        assert!(spin.until(|| true), "it tries again, and finds something");
-        assert!(spin.until(|| true), "and so goes on");
+        while !spin.until(|| true) {}
+        spin.slept(Duration::ZERO);
+        spin.limit = LONG;
+        let found = (0..1000).filter(|_| spin.until(|| true));
+        assert_eq!(found.count(), 1000);
+    }
+
+    #[test]
+    fn after_a_short_sleep_it_looks_longer_once() {
+        let mut spin = spin();
+        looks(&mut spin);
+        spin.slept(LIMIT);
+        assert!(spin.pause == 0 && spin.lags);
+        let begun = Instant::now();
+        assert!(spin.until(|| begun.elapsed() > 2 * LIMIT), "it is patient");
+        assert!(!spin.lags);
+        assert_eq!(spin.last_pause, 1, "and does not take it for a success");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::job::{Job, JobKey, JobState, Outcome, Verdict, WorkerId};
 use super::state::{RESENDS, State};
 use crate::buffer::travel::with_received;
 use crate::error::{PoolClosed, TimedOut};
+use crate::lane::HostLane;
 use crate::wire::ProtocolError;
 
 /// How long a waiter leaves its worker to others before it looks what they have given it.
@@ -113,6 +114,9 @@ impl Shared {
 
     /// Looks for a moment for the answer to a job of which the caller has nothing else to do than to wait for it.
     pub(crate) fn listen(&self, key: JobKey, is_ready: impl Fn() -> bool) {
+        if !self.spins() {
+            return;
+        }
         let Some((id, connection)) = self.open_connection_of(key) else {
             return;
         };
@@ -247,5 +251,44 @@ impl State {
             let timeout = hand.holds_first().then(|| backlog.timeout(held.key));
             First::of(held, timeout.flatten(), hand.kill_at())
         });
+    }
+}
+
+/// A look at a worker for an answer, in the place of its waiter: that is not rung for meanwhile.
+pub(crate) struct Watch {
+    id: WorkerId,
+    connection: Arc<Mutex<Connection>>,
+    lane: Arc<HostLane>,
+}
+
+impl Shared {
+    /// Begins to look for the answer to a job. `None`: it is there already, or somebody else sees to it.
+    pub(crate) fn watch(&self, key: JobKey) -> Option<Watch> {
+        let (id, connection) = self.open_connection_of(key)?;
+        let lane = {
+            let mut worker = connection.try_lock()?;
+            worker.sits.then(|| worker.take_watch())??
+        };
+        Some(Watch {
+            id,
+            connection,
+            lane,
+        })
+    }
+}
+
+impl Watch {
+    /// Whether there is an answer. Quick: it is asked again and again.
+    pub(crate) fn sees_something(&self) -> bool {
+        self.lane.has_bytes()
+    }
+
+    /// Takes the answers that are there, and leaves what else comes to the waiter. Whether there were any.
+    pub(crate) fn end(self, shared: &Shared) -> bool {
+        // Otherwise the waiter is awake.
+        match self.connection.try_lock() {
+            Some(mut worker) if worker.sits => shared.take_answers(self.id, &mut worker, false),
+            _ => false,
+        }
     }
 }

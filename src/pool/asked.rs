@@ -12,7 +12,7 @@ use errback_deferred::{CancelledError, Failure};
 use super::deadlines::Due;
 use super::job::{Job, JobKey, JobState, Verdict};
 use super::state::{Closing, Handover, Phase, State};
-use super::{JobHandle, Refused, Shared, WhenFull};
+use super::{JobHandle, Refused, Shared, Submitted, WhenFull};
 use crate::error::{Overloaded, PoolClosed, TimedOut};
 use crate::hook;
 
@@ -26,7 +26,7 @@ impl Shared {
     }
 
     /// Takes a job, or gives it back. Never blocks.
-    pub(crate) fn submit(&self, job: Job) -> Result<JobKey, Box<Refused>> {
+    pub(crate) fn submit(&self, job: Job) -> Result<Submitted, Box<Refused>> {
         if let Some(why) = self.forked() {
             return Err(Box::new(Refused { job, why }));
         }
@@ -40,7 +40,9 @@ impl Shared {
         let key = state.backlog.push(job);
         state.counts.submitted += 1;
         let is_next = expiry.is_some_and(|at| state.schedule(at, Due::Expire(key)));
-        match state.hand_over(submitted) {
+        let handover = state.hand_over(submitted);
+        let is_out = !matches!(handover, Handover::None);
+        match handover {
             Handover::None => self.find_worker(state),
             Handover::Done => {}
             Handover::Ring(lane) => {
@@ -51,7 +53,7 @@ impl Shared {
         if is_next {
             self.supervisor.wake();
         }
-        Ok(key)
+        Ok(Submitted { key, is_out })
     }
 
     /// Why a job would not be taken now.

@@ -134,9 +134,9 @@ impl Backlog {
         if self
             .tasks
             .get(self.last_task as usize)
-            .is_none_or(|it| !is_it(&it))
+            .is_none_or(|it| !is_it(it))
         {
-            let index = self.tasks.iter().position(|it| is_it(&it));
+            let index = self.tasks.iter().position(is_it);
             let index = index.unwrap_or_else(|| {
                 self.tasks.push(name);
                 self.tasks.len() - 1

@@ -572,6 +572,13 @@ impl Connection {
         }
     }
 
+    /// Has the worker not ring for the waiter, which sits by: somebody else looks into the lane.
+    pub(super) fn take_watch(&mut self) -> Option<Arc<HostLane>> {
+        let lane = self.lane.as_ref().filter(|lane| !lane.on_socket)?;
+        lane.ends.wake_up();
+        Some(Arc::clone(&lane.ends))
+    }
+
     /// Looks for an answer in the place of the waiter, which sits by. Whether there is a whole frame. Afterwards the watch
     /// is to be [left](Self::leave_watch).
     pub(super) fn look(&mut self, spin: bool) -> Result<bool, ProtocolError> {
@@ -628,9 +635,10 @@ impl Connection {
             read: this.reads_socket(),
         };
         let ready = MutexGuard::unlocked(this, || watch.poll(for_what, until));
-        if let Some(lane) = this.lane.as_ref().filter(|lane| !lane.on_socket) {
+        if let Some(lane) = this.lane.as_mut().filter(|lane| !lane.on_socket) {
             lane.ends.wake_up();
             if ready.bell {
+                lane.spin.came();
                 lane.ends.clear_bell();
             }
         }

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 pub(super) enum Handover {
     /// Nobody can take it so.
     None,
+    /// It was.
     Done,
     /// It was, and the worker is to be rung for.
     Ring(Arc<HostLane>),

@@ -7,9 +7,9 @@ use errback_deferred::Failure;
 
 use parking_lot::Mutex;
 
-use super::job::{Called, End, Ending, Home, Job, JobKey, Outcome};
+use super::job::{Called, End, Ending, Home, Job, Outcome};
 use super::packed::Packed;
-use super::{JobHandle, Pool, Settings};
+use super::{JobHandle, Pool, Settings, Submitted};
 use crate::error::{
     EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
 };
@@ -139,19 +139,23 @@ impl Pool {
         &self,
         call: Encoded<T>,
         sink: impl Sink<T>,
-    ) -> Option<JobHandle> {
-        let key = self.submit_job(call.job(sink))?;
-        Some(JobHandle {
+    ) -> Option<Submitted> {
+        self.submit_job(call.job(sink))
+    }
+
+    /// What cancels a job.
+    pub(crate) fn handle(&self, job: Submitted) -> JobHandle {
+        JobHandle {
             shared: Arc::downgrade(self.shared()),
-            key,
-        })
+            key: job.key,
+        }
     }
 
     /// Submits a job; one that is refused fails right here.
-    pub(crate) fn submit_job(&self, job: Job) -> Option<JobKey> {
+    pub(crate) fn submit_job(&self, job: Job) -> Option<Submitted> {
         let shared = self.shared();
         match shared.submit(job) {
-            Ok(key) => Some(key),
+            Ok(job) => Some(job),
             Err(refused) => {
                 refused.job.fail(refused.why, &shared.home);
                 None

@@ -193,6 +193,7 @@ impl Lane {
         let [bell, socket] = fds.map(|fd| fd.revents());
         self.ends.wake_up();
         if !bell.is_empty() {
+            self.spin.came();
             self.ends.clear_bell().map_err(Leaving::bell)?;
         }
         match socket.contains(PollFlags::NVAL) {
