@@ -19,6 +19,11 @@ const SHORT_SLEEP: u32 = 32;
 /// By how much a look is longer when the other side may have to be woken.
 const PATIENCE: u32 = 8;
 
+/// For so long nobody else is let run meanwhile. Then the other side may be waiting for this very processor.
+const ALONE: Duration = Duration::from_micros(3);
+/// When that was so, others are let run at once in so many waits.
+const SHARES: u32 = 64;
+
 /// Whether to look, for one who waits again and again.
 pub(crate) struct Spin {
     limit: Duration,
@@ -28,6 +33,8 @@ pub(crate) struct Spin {
     last_pause: u32,
     /// Whether the last sleep was short.
     lags: bool,
+    /// In how many more waits others are let run at once.
+    shares: u32,
     /// When the last look came to nothing, or was left out.
     gave_up: Option<Instant>,
 }
@@ -44,6 +51,7 @@ impl Spin {
             pause: 0,
             last_pause: 0,
             lags: false,
+            shares: 0,
             gave_up: None,
         }
     }
@@ -64,25 +72,37 @@ impl Spin {
             true => self.limit * PATIENCE,
             false => self.limit,
         };
-        loop {
+        let mut time = Duration::ZERO;
+        let mut lets = self.shares > 0;
+        self.shares = self.shares.saturating_sub(1);
+        while time < limit {
             for _ in 0..8 {
                 if is_there() {
-                    // One that came late tells nothing yet: the other side may have been asleep.
-                    if !lags || begun.elapsed() < self.limit {
-                        self.last_pause /= 2;
-                    }
+                    self.found(lags, time, lets);
                     return true;
                 }
                 std::hint::spin_loop();
             }
-            if begun.elapsed() >= limit {
-                break;
+            lets |= time >= ALONE;
+            if lets {
+                std::thread::yield_now();
             }
+            time = begun.elapsed();
         }
         self.last_pause = (2 * self.last_pause + 1).min(LONGEST_PAUSE);
         self.pause = self.last_pause;
         self.gave_up = Some(Instant::now());
         false
+    }
+
+    fn found(&mut self, lags: bool, time: Duration, lets: bool) {
+        // One that came late tells nothing yet: the other side may have been asleep.
+        if !lags || time < self.limit {
+            self.last_pause /= 2;
+        }
+        if lets && self.shares == 0 {
+            self.shares = SHARES;
+        }
     }
 
     /// What was waited for came in the sleep after the look.
