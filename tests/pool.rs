@@ -72,6 +72,19 @@ fn process() -> u32 {
     std::process::id()
 }
 
+#[errback::task]
+fn nap(milliseconds: u64) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+}
+
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a process"), rustix::process::Signal::KILL)
+        .expect("it lives");
+}
+
 fn pool(size: usize) -> Pool {
     Pool::builder().size(size).build().expect("a pool")
 }
@@ -381,4 +394,78 @@ fn a_process_that_a_job_forks_does_not_answer_in_its_name() {
         assert_eq!(pool.apply_async(add, (n, 1)).get().expect("a value"), n + 1);
     }
     assert_eq!(pool.stats().died, 0);
+}
+
+/// Threads that wait for one short result after the other take each other's answers, while workers die.
+#[test]
+fn whoever_waits_takes_the_answers_and_none_is_lost_when_workers_die() {
+    let pool = Pool::builder()
+        .size(2)
+        .spin(Duration::from_millis(1))
+        .build()
+        .expect("a pool");
+    let one_after_the_other = |thread: i64| {
+        for n in 0..1000 {
+            let dies = thread == 0 && n % 100 == 99;
+            match pool
+                .apply_async(abort_at, (if dies { 13 } else { n + 100 },))
+                .get()
+            {
+                Ok(same) => assert_eq!(same, n + 100),
+                Err(failure) => assert!(dies && failure.is::<WorkerDied>(), "{failure}"),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || one_after_the_other(thread));
+        }
+    });
+    let stats = pool.stats();
+    assert_eq!((stats.finished, stats.failed), (4000, 10));
+    assert_eq!((stats.queued, stats.running), (0, 0));
+}
+
+/// A job that was given to its worker past the waiter, and that nobody waits for, ends all the same: somebody else's result, a
+/// waker, a count.
+#[test]
+fn a_result_that_nobody_looks_for_comes_all_the_same() {
+    let pool = pool(1);
+    pool.apply_async(nothing, ()).get().expect("it is warm");
+    for n in 0..200 {
+        let result = pool.apply_async(square_of, (n,));
+        let (sender, receiver) = channel();
+        let waker = Waker::from(Arc::new(Tell(sender)));
+        let mut result = pin!(result);
+        let poll = result.as_mut().poll(&mut Context::from_waker(&waker));
+        if poll.is_pending() {
+            receiver
+                .recv_timeout(Duration::from_secs(60))
+                .expect("it is woken");
+        }
+        assert!(result.ready());
+    }
+}
+
+/// A waiter comes to look after half a second what its worker was given.
+#[test]
+fn a_long_job_that_its_worker_was_given_at_once_can_be_cancelled_and_its_death_is_seen() {
+    let pool = pool(1);
+    for _ in 0..2 {
+        pool.apply_async(nap, (0,)).get().expect("it is warm");
+        let long = pool.apply_async(nap, (600,)); // longer than a waiter sits by
+        assert!(!long.wait_timeout(Duration::from_millis(1)));
+        long.get().expect("it ends");
+        let killed = pool.apply_async(nap, (600_000,));
+        assert!(!killed.wait_timeout(Duration::from_millis(1)));
+        killed.cancel();
+        let failure = killed.get().expect_err("it is cancelled");
+        assert!(failure.is::<errback::CancelledError>(), "{failure}");
+        let dead = pool.apply_async(nap, (600_000,));
+        assert!(!dead.wait_timeout(Duration::from_millis(1)));
+        let pid = pool.stats().workers[0];
+        kill(pid);
+        let failure = dead.get().expect_err("it died");
+        assert!(failure.is::<WorkerDied>(), "{failure}");
+    }
 }

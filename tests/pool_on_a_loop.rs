@@ -354,3 +354,49 @@ fn a_reactor_takes_a_pool_of_ones_own_once() {
         "it ends with the reactor"
     );
 }
+
+/// A loop that looks for the answers of its jobs may cease to at any time: what its workers are given waits for nobody.
+#[test]
+fn a_worker_whose_loop_is_busy_does_other_peoples_jobs() {
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    let other = pool.clone();
+    let sums = run(move |reactor| {
+        let reactor = reactor.clone();
+        defer_to_process_pool(&reactor, &pool, add, (0, 0)).add_callback(move |_| {
+            let first = defer_to_process_pool(&reactor, &pool, add, (1, 2));
+            // The loop is not let go on before the others are done.
+            let thread = std::thread::spawn(move || {
+                let jobs: Vec<_> = (0..100).map(|n| other.apply_async(add, (n, 1))).collect();
+                jobs.into_iter().map(|job| job.get().expect("a sum")).sum()
+            });
+            let others: i64 = thread.join().expect("it ends");
+            first.add_callback(move |sum| Ok((sum, others)))
+        })
+    });
+    assert_eq!(sums.expect("sums"), (3, 5050));
+}
+
+/// Two loops on threads of their own have one pool, and each gets its own.
+#[test]
+fn loops_that_look_for_answers_take_each_others_and_mix_nothing_up() {
+    let pool = Pool::builder().size(2).build().expect("a pool");
+    std::thread::scope(|scope| {
+        for thread in 0..3_i64 {
+            let pool = pool.clone();
+            scope.spawn(move || {
+                let sum = run(move |reactor| {
+                    let reactor = reactor.clone();
+                    errback::ensure_deferred(async move {
+                        for n in 0..500 {
+                            let d = defer_to_process_pool(&reactor, &pool, add, (n, thread));
+                            assert_eq!(d.await?, n + thread);
+                        }
+                        Ok(thread)
+                    })
+                });
+                assert_eq!(sum.expect("all came"), thread);
+            });
+        }
+    });
+    assert_eq!(pool.stats().finished, 1500);
+}
