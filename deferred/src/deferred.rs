@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 
 use self::private::Sealed as _;
-use crate::node::{Canceller, Kind, Node, NodeRef, Step, WeakNode};
+use crate::node::{Canceller, Kind, Node, NodeRef, Promise, Step, TakeBack, WeakNode};
 use crate::store::{Entry, Erased};
 use crate::{AlreadyCalledError, Failure, contain};
 
@@ -64,13 +64,7 @@ impl<T: 'static> Deferred<T> {
     #[allow(clippy::new_ret_no_self)] // both ends are the point
     pub fn new() -> (Resolver<T>, Deferred<T>) {
         let node = NodeRef::unfired();
-        (
-            Resolver {
-                node: node.clone(),
-                _result: PhantomData,
-            },
-            Deferred::of(node),
-        )
+        (Resolver::of(Promise::of(node.clone())), Deferred::of(node))
     }
 
     /// As [`new`](Deferred::new), with a function that [`cancel`](Deferred::cancel) calls to stop the work.
@@ -152,6 +146,30 @@ impl<T: 'static> Deferred<T> {
         d.node
             .set_canceller(Canceller::Instead(Rc::new(move |_| request())));
         (resolver, d)
+    }
+
+    /// Has `from` called with `number` when this Deferred is cancelled before it has fired: for those who keep the work in
+    /// a queue, under numbers, and can take it back. Unlike a canceller it allocates nothing. It is called at most once,
+    /// before a canceller, and may fire the Deferred; if it does not, the cancel goes on as without it.
+    ///
+    /// ```
+    /// use errback_deferred::{CancelledError, Deferred};
+    /// use std::{cell::RefCell, collections::HashMap, rc::Rc};
+    ///
+    /// let (resolver, d) = Deferred::<()>::new();
+    /// let queue = Rc::new(RefCell::new(HashMap::from([(7, resolver)])));
+    /// let jobs = queue.clone();
+    /// d.set_take_back(Rc::new(move |number| {
+    ///     if let Some(resolver) = jobs.borrow_mut().remove(&number) {
+    ///         drop(resolver.errback(CancelledError));
+    ///     }
+    /// }), 7);
+    /// d.cancel();
+    /// assert!(queue.borrow().is_empty());
+    /// # d.add_errback(|f| f.trap::<CancelledError>().map(drop));
+    /// ```
+    pub fn set_take_back(&self, from: Rc<dyn Fn(u64)>, number: u64) {
+        self.node.set_take_back(TakeBack { from, number });
     }
 
     pub(crate) fn of(node: NodeRef) -> Self {
@@ -662,8 +680,22 @@ pub(crate) fn fire<T: 'static>(
 /// Dropped without having fired, it fails the Deferred with [`ResolverDropped`](crate::ResolverDropped): a Deferred whose
 /// producer is gone does not wait for ever.
 pub struct Resolver<T> {
-    node: NodeRef,
+    node: Promise,
     _result: PhantomData<fn(T)>,
+}
+
+impl<T> Resolver<T> {
+    #[inline]
+    fn of(node: Promise) -> Resolver<T> {
+        Resolver {
+            node,
+            _result: PhantomData,
+        }
+    }
+
+    pub(crate) fn into_promise(self) -> Promise {
+        self.node
+    }
 }
 
 impl<T: 'static> Resolver<T> {
@@ -723,14 +755,6 @@ impl<T: 'static> Resolver<T> {
                 resolver: Cell::new(Some(self)),
                 node,
             }),
-        }
-    }
-}
-
-impl<T> Drop for Resolver<T> {
-    fn drop(&mut self) {
-        if !self.node.fired() {
-            self.node.clone().abandon();
         }
     }
 }
@@ -842,7 +866,7 @@ impl<T: 'static> FiringEnd<T> for Resolver<T> {}
 impl<T: 'static> FiringEnd<T> for SharedResolver<T> {}
 
 mod private {
-    use super::{Resolver, SharedResolver};
+    use super::{Promise, Resolver, SharedResolver};
 
     pub trait Sealed<T> {
         /// The end itself, unless somebody else has used it.
@@ -864,10 +888,7 @@ mod private {
 
     impl<T> Sealed<T> for Resolver<T> {
         fn claim(&self) -> Option<Resolver<T>> {
-            Some(Resolver {
-                node: self.node.clone(),
-                _result: super::PhantomData,
-            })
+            Some(Resolver::of(Promise::of(self.node.clone())))
         }
 
         fn history(&self) -> Option<String> {

@@ -16,7 +16,7 @@ use std::thread::{self, ThreadId};
 
 use crate::event_loop::{ReactorFromThreads, current_loop};
 use crate::node::{Canceller, Node, NodeRef, Step, WeakNode};
-use crate::remote::{park, unpark, with_parked};
+use crate::remote::{Place, Table};
 use crate::store::Entry;
 use crate::{CancelledError, Deferred, Failure, IntoOutcome, Outcome, contain};
 
@@ -334,11 +334,23 @@ impl Running {
     }
 }
 
+thread_local! {
+    /// The coroutines that foreign futures may wake.
+    static PARKED: RefCell<Table<Rc<dyn Resume>>> = const { RefCell::new(Table::new()) };
+}
+
+fn unpark(place: Place) -> Option<Rc<dyn Resume>> {
+    // The table is gone when the thread ends, and what lay in it with it.
+    PARKED
+        .try_with(|parked| parked.borrow_mut().take(place))
+        .ok()?
+}
+
 /// What a foreign future wakes. It keeps the coroutine alive, in a table of the thread that owns it.
 struct Foreign {
     home: Option<Arc<dyn ReactorFromThreads>>,
     thread: ThreadId,
-    place: usize,
+    place: Place,
 }
 
 impl Foreign {
@@ -348,7 +360,7 @@ impl Foreign {
         Foreign {
             home,
             thread: thread::current().id(),
-            place: park(coroutine),
+            place: PARKED.with_borrow_mut(|parked| parked.put(coroutine)),
         }
     }
 }
@@ -358,8 +370,7 @@ impl Wake for Foreign {
         if let Some(home) = self.home.clone() {
             // The coroutine is looked up by its place, which is ours as long as `self` lives: it travels along.
             let _ = home.call_from_thread(Box::new(move || {
-                let coroutine =
-                    with_parked(self.place, |coroutine: &Rc<dyn Resume>| coroutine.clone());
+                let coroutine = PARKED.with_borrow(|parked| parked.get(self.place).cloned());
                 if let Some(finished) = coroutine.and_then(|coroutine| coroutine.resume()) {
                     crate::node::run(&finished);
                 }
@@ -372,9 +383,9 @@ impl Drop for Foreign {
     fn drop(&mut self) {
         let place = self.place;
         if thread::current().id() == self.thread {
-            drop(unpark::<Rc<dyn Resume>>(place));
+            drop(unpark(place));
         } else if let Some(home) = &self.home {
-            let _ = home.call_from_thread(Box::new(move || drop(unpark::<Rc<dyn Resume>>(place))));
+            let _ = home.call_from_thread(Box::new(move || drop(unpark(place))));
         }
     }
 }

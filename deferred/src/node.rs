@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::panic::Location;
 use std::rc::Rc;
 use std::thread::LocalKey;
@@ -63,6 +64,8 @@ const LINKING: u8 = 1 << 4;
 const KEEPS_CANCEL: u8 = 1 << 5;
 /// Copies of the inputs of its levels are kept while these run.
 const WATCHED: u8 = 1 << 6;
+/// It has not fired, and its slot holds a [`TakeBack`] meanwhile.
+const TAKES_BACK: u8 = 1 << 7;
 
 /// What only some Deferreds have.
 #[derive(Default)]
@@ -85,6 +88,12 @@ pub(crate) struct Extra {
     pub(crate) when_unpaused: Option<PutOff>,
     /// When debugging: where it was made and first fired.
     history: Option<Box<History>>,
+}
+
+/// Takes work back that waits in somebody's queue under a number.
+pub(crate) struct TakeBack {
+    pub(crate) from: Rc<dyn Fn(u64)>,
+    pub(crate) number: u64,
 }
 
 /// A cancel that waits.
@@ -164,6 +173,33 @@ impl Ends for Node {
     #[inline]
     fn spares() -> &'static LocalKey<Spares> {
         &SPARES
+    }
+}
+
+/// The one reference to a node that is to fire it. Dropped before it has, it fails its Deferred.
+pub(crate) struct Promise(NodeRef);
+
+impl Promise {
+    #[inline]
+    pub(crate) fn of(node: NodeRef) -> Promise {
+        Promise(node)
+    }
+}
+
+impl Deref for Promise {
+    type Target = NodeRef;
+    #[inline]
+    fn deref(&self) -> &NodeRef {
+        &self.0
+    }
+}
+
+impl Drop for Promise {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.fired() {
+            self.0.clone().abandon();
+        }
     }
 }
 
@@ -469,6 +505,24 @@ impl Node {
 }
 
 impl NodeRef {
+    /// What a cancel does before all else, if it comes before the firing. It lies in the slot, which is empty until then:
+    /// a canceller would cost two allocations.
+    pub(crate) fn set_take_back(&self, take_back: TakeBack) {
+        if !self.has(FIRED) {
+            self.set(TAKES_BACK);
+            self.slot.put(take_back);
+        }
+    }
+
+    #[inline]
+    fn take_take_back(&self) -> Option<TakeBack> {
+        if !self.has(TAKES_BACK) {
+            return None;
+        }
+        self.clear(TAKES_BACK);
+        self.slot.take_as()
+    }
+
     pub(crate) fn set_canceller(&self, canceller: Canceller) {
         self.extra(|extra| extra.canceller = Some(canceller));
     }
@@ -573,9 +627,11 @@ impl NodeRef {
                 Err(result)
             };
         }
+        let take_back = self.take_take_back();
         self.set(FIRED);
         self.put_result(result);
-        drop(self.canceller_of_fired()); // it may own anything, so the Deferred is in order before
+        // These may own anything, so the Deferred is in order before.
+        drop((take_back, self.canceller_of_fired()));
         Ok(true)
     }
 
@@ -661,6 +717,12 @@ impl NodeRef {
     fn cancel_unfired(&self) {
         if self.has(CANCELLING) {
             return; // its canceller is on the stack above us and will see to it
+        }
+        if let Some(TakeBack { from, number }) = self.take_take_back() {
+            self.guarded(|| from(number));
+            if self.has(FIRED) {
+                return;
+            }
         }
         let canceller = self.if_extra(|extra| match &extra.canceller {
             Some(Canceller::Instead(hook)) => Some(Canceller::Instead(hook.clone())), // it stays for the next time

@@ -4,78 +4,100 @@
 //! thread's, and what travels is its place in the table and a handle to the loop: the result comes back through
 //! `call_from_thread` and fires the resolver at home.
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::event_loop::ReactorFromThreads;
+use crate::node::Promise;
 use crate::{Deferred, Failure, Resolver};
 
 thread_local! {
-    /// What this thread keeps for others to refer to: a [`Table`] for each type.
-    static PARKED: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+    /// What this thread is to fire when others say so.
+    static PARKED: RefCell<Table<Promise>> = const { RefCell::new(Table::new()) };
 }
 
-/// Things of one type by their places, which are used again. (A box for each would be an allocation for each result that
-/// comes from a thread.)
-struct Table<T> {
+/// Things that others refer to by their places, which are used again. (A box for each would be an allocation for each
+/// result that comes from a thread.)
+pub(crate) struct Table<T> {
     places: Vec<Option<T>>,
-    free: Vec<usize>,
+    free: Vec<u32>,
 }
 
-impl<T: 'static> Table<T> {
-    /// Runs `with` on this thread's table for `T`. A program has few such types: looking through them is quick.
-    fn with<R>(with: impl FnOnce(&mut Table<T>) -> R) -> Option<R> {
-        // The tables are gone when the thread ends, and what lay in them with them.
-        let result = PARKED.try_with(|tables| {
-            let mut tables = tables.borrow_mut();
-            let known = tables.iter().position(|table| table.is::<Table<T>>());
-            let index = known.unwrap_or_else(|| {
-                tables.push(Box::new(Table::<T> {
-                    places: Vec::new(),
-                    free: Vec::new(),
-                }));
-                tables.len() - 1
-            });
-            with(
-                tables[index]
-                    .downcast_mut()
-                    .expect("it was found by its type"),
-            )
-        });
-        result.ok()
+/// Where something lies in a table.
+pub(crate) type Place = u32;
+
+impl<T> Table<T> {
+    pub(crate) const fn new() -> Self {
+        Table {
+            places: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    pub(crate) fn put(&mut self, it: T) -> Place {
+        if let Some(place) = self.free.pop() {
+            self.places[place as usize] = Some(it);
+            return place;
+        }
+        self.places.push(Some(it));
+        Place::try_from(self.places.len() - 1).expect("fewer than 2^32 things wait for threads")
+    }
+
+    pub(crate) fn take(&mut self, place: Place) -> Option<T> {
+        self.free.push(place);
+        self.places[place as usize].take()
+    }
+
+    pub(crate) fn get(&self, place: Place) -> Option<&T> {
+        self.places.get(place as usize)?.as_ref()
     }
 }
 
-/// Keeps `it` on this thread. Where it lies may be told to others.
-pub(crate) fn park<T: 'static>(it: T) -> usize {
-    let place = Table::with(|table: &mut Table<T>| match table.free.pop() {
-        Some(place) => {
-            table.places[place] = Some(it);
-            place
-        }
-        None => {
-            table.places.push(Some(it));
-            table.places.len() - 1
-        }
-    });
-    place.expect("nothing is deferred to others while the thread ends")
+/// A resolver that lies on its own thread, for another thread to refer to. Nothing but its number travels.
+///
+/// For event loops, which have ways of their own to bring a result home; others use a [`RemoteResolver`]. When it is lost,
+/// the Deferred stays unfired until its thread ends.
+///
+/// ```
+/// use errback_deferred::ParkedResolver;
+/// let (parked, d) = ParkedResolver::new();
+/// let (parked, answer) = std::thread::spawn(move || (parked, 6 * 7)).join().unwrap();
+/// parked.fire(Ok(answer));
+/// # d.add_callback(|n| assert_eq!(n, 42));
+/// ```
+#[derive(Debug)]
+pub struct ParkedResolver<T> {
+    place: Place,
+    _result: PhantomData<fn(T)>,
 }
 
-/// Takes what lies at `place`.
-pub(crate) fn unpark<T: 'static>(place: usize) -> Option<T> {
-    let it = Table::with(|table: &mut Table<T>| {
-        table.free.push(place);
-        table.places[place].take()
-    });
-    it.flatten()
-}
+impl<T: 'static> ParkedResolver<T> {
+    /// A Deferred on this thread, and its firing end.
+    #[track_caller]
+    pub fn new() -> (ParkedResolver<T>, Deferred<T>) {
+        let (resolver, d) = Deferred::new();
+        (ParkedResolver::of(resolver), d)
+    }
 
-/// Looks at what lies at `place`.
-pub(crate) fn with_parked<T: 'static, R>(place: usize, look: impl FnOnce(&T) -> R) -> Option<R> {
-    Table::with(|table: &mut Table<T>| table.places.get(place)?.as_ref().map(look)).flatten()
+    fn of(resolver: Resolver<T>) -> ParkedResolver<T> {
+        let promise = resolver.into_promise();
+        ParkedResolver {
+            place: PARKED.with_borrow_mut(|parked| parked.put(promise)),
+            _result: PhantomData,
+        }
+    }
+
+    /// Fires the Deferred. To be called on the thread where this was made. When the Deferred was cancelled in the meantime,
+    /// the result is dropped.
+    pub fn fire(self, result: Result<T, Failure>) {
+        // The table is gone when the thread ends, and what lay in it with it.
+        let promise = PARKED.try_with(|parked| parked.borrow_mut().take(self.place));
+        if let Ok(Some(promise)) = promise {
+            let _ = promise.fire(result); // a canceller was faster
+        }
+    }
 }
 
 /// Fires a Deferred from any thread. It is consumed by firing; dropped unfired, it fails its Deferred.
@@ -92,8 +114,7 @@ pub(crate) fn with_parked<T: 'static, R>(place: usize, look: impl FnOnce(&T) -> 
 pub struct RemoteResolver<T: Send + 'static> {
     event_loop: Arc<dyn ReactorFromThreads>,
     /// `None` once fired.
-    place: Option<usize>,
-    _result: PhantomData<fn(T)>,
+    parked: Option<ParkedResolver<T>>,
 }
 
 impl<T: Send + 'static> RemoteResolver<T> {
@@ -108,8 +129,7 @@ impl<T: Send + 'static> RemoteResolver<T> {
     pub fn of(event_loop: Arc<dyn ReactorFromThreads>, resolver: Resolver<T>) -> RemoteResolver<T> {
         RemoteResolver {
             event_loop,
-            place: Some(park(resolver)),
-            _result: PhantomData,
+            parked: Some(ParkedResolver::of(resolver)),
         }
     }
 
@@ -119,31 +139,18 @@ impl<T: Send + 'static> RemoteResolver<T> {
         self.send(result);
     }
 
-    /// The call that fires the Deferred, to be made on the loop's own thread: for loops that have a shorter way there
-    /// than a boxed closure. Dropped instead of called, the result is lost as if the loop were gone.
-    pub fn into_call(mut self, result: Result<T, Failure>) -> impl FnOnce() + Send + use<T> {
-        let place = self.place.take().expect("only firing takes it");
-        move || fire_parked(place, result)
-    }
-
     fn send(&mut self, result: Result<T, Failure>) {
-        let Some(place) = self.place.take() else {
+        let Some(parked) = self.parked.take() else {
             return;
         };
-        let call = Box::new(move || fire_parked(place, result));
+        let call = Box::new(move || parked.fire(result));
         let _ = self.event_loop.call_from_thread(call); // gone: see the type's documentation
-    }
-}
-
-fn fire_parked<T: 'static>(place: usize, result: Result<T, Failure>) {
-    if let Some(resolver) = unpark::<Resolver<T>>(place) {
-        let _ = resolver.fire(result); // a canceller was faster
     }
 }
 
 impl<T: Send + 'static> Drop for RemoteResolver<T> {
     fn drop(&mut self) {
-        if self.place.is_some() {
+        if self.parked.is_some() {
             self.send(Err(Failure::from(RemoteResolverDropped)));
         }
     }

@@ -320,3 +320,41 @@ fn a_delayed_cancel_waits_for_the_work() {
     assert!(seen.get());
     drop(d);
 }
+
+#[test]
+fn a_cancel_takes_queued_work_back_once_whatever_else_is_set_and_a_firing_forgets_it() {
+    let asked = Rc::new(RefCell::new(vec![]));
+    let seen = asked.clone();
+    let queue: Rc<dyn Fn(u64)> = Rc::new(move |number| seen.borrow_mut().push(number));
+    let queued = |number| {
+        let (resolver, d) = Deferred::<i64>::new();
+        d.set_take_back(queue.clone(), number);
+        (resolver, d)
+    };
+    let (_resolver, paused) = queued(1);
+    let pause = paused.pause();
+    paused.cancel();
+    paused.cancel();
+    assert_eq!(*asked.borrow(), [1]);
+    drop(pause);
+    assert!(failure_result_of(paused).is::<CancelledError>());
+
+    let (_resolver, inner) = queued(2);
+    inner.set_canceller(|| Some(Ok(-1)));
+    let outer = succeed(()).add_callback(move |()| inner);
+    outer.cancel();
+    assert_eq!(*asked.borrow(), [1, 2]);
+    assert_eq!(success_result_of(outer), -1);
+
+    let (resolver, fired) = queued(3);
+    assert_eq!(Rc::strong_count(&queue), 2);
+    resolver.callback(3).unwrap();
+    assert_eq!(Rc::strong_count(&queue), 1);
+    fired.cancel();
+    assert_eq!(success_result_of(fired), 3);
+
+    let (resolver, dropped) = queued(4);
+    drop(dropped);
+    drop(resolver);
+    assert_eq!((Rc::strong_count(&queue), asked.borrow().len()), (1, 2));
+}

@@ -519,8 +519,8 @@ impl Reactor {
     /// ([`suggest_thread_pool_size`](Self::suggest_thread_pool_size)). What is queued when the reactor shuts down is still
     /// done, and `run` returns after it.
     ///
-    /// Cancelling fails the Deferred with `CancelledError` at once. If `f` was still queued, it is dropped then and there
-    /// (of a paused Deferred, when it goes on); if it runs, it runs to its end and its result is dropped.
+    /// Cancelling fails the Deferred with `CancelledError` at once. If `f` was still queued, it is dropped then and there;
+    /// if it runs, it runs to its end and its result is dropped.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

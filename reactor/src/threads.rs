@@ -1,20 +1,21 @@
 //! The thread pool: blocking functions run beside the loop, and their results come back as Deferreds.
 //!
 //! It is made by the first call that needs it, and it starts a thread only when there are more unfinished jobs than
-//! threads. Threads take jobs from one queue (`jobs.rs`); a job never touches a Deferred, it fires a [`RemoteResolver`].
+//! threads. Threads take jobs from one queue (`jobs.rs`); a job never touches a Deferred, it refers to a [`ParkedResolver`].
 //! At the reactor's shutdown the queue closes: what is in it is still done, each thread says farewell when it leaves, and
 //! the loop turns until the last one has.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use errback_deferred::{
-    CancelledError, Deferred, Failure, PanicError, RemoteResolver, contain, fail, log_err,
+    CancelledError, Deferred, Failure, PanicError, ParkedResolver, contain, fail, log_err,
 };
 
 use crate::ReactorHandle;
@@ -34,6 +35,8 @@ pub(crate) struct Threads {
 
 struct Pool {
     jobs: Arc<Jobs>,
+    /// Takes a job back that has this number.
+    take_back: Rc<dyn Fn(u64)>,
     threads: HashMap<usize, JoinHandle<()>>,
     started: usize,
 }
@@ -59,12 +62,7 @@ impl Threads {
         reactor: &ReactorHandle,
         f: impl FnOnce() + Send + 'static,
     ) -> Result<(), ThreadPoolError> {
-        let jobs = self.make_room(reactor)?;
-        jobs.add(Box::new(|worker| {
-            let result = contain(f);
-            worker.is_free();
-            result.unwrap_or_else(|panic| report(worker.reactor(), panic));
-        }));
+        self.make_room(reactor)?.jobs.add(Call(f));
         Ok(())
     }
 
@@ -74,34 +72,23 @@ impl Threads {
         reactor: &ReactorHandle,
         f: impl FnOnce() -> R + Send + 'static,
     ) -> Deferred<R::Value> {
-        let jobs = match self.make_room(reactor) {
-            Ok(jobs) => jobs,
+        let pool = match self.make_room(reactor) {
+            Ok(pool) => pool,
             Err(error) => return fail(error),
         };
-        let (remote, deferred) = RemoteResolver::new(reactor.0.clone());
-        let job: Job = Box::new(|worker| {
-            let result = contain(|| f().into_result()).unwrap_or_else(|panic| Err(panic.into()));
-            worker.is_free();
-            let fire = remote.into_call(result);
-            let _ = worker.reactor().call_from_thread(|_| fire()); // gone: see `RemoteResolver`
-        });
-        let number = jobs.add(job);
-        // A callback sees a cancel too, and costs no allocations, which a canceller does.
-        deferred.add_both(move |result| {
-            if result.as_ref().is_err_and(Failure::is::<CancelledError>) {
-                drop(jobs.take_back(number)); // one that runs goes on, and its result is dropped
-            }
-            result
-        })
+        let (parked, deferred) = ParkedResolver::new();
+        let number = pool.jobs.add(DeferredCall { f, parked });
+        deferred.set_take_back(pool.take_back.clone(), number);
+        deferred
     }
 
-    /// Sees to it that a job which is queued now will be done: the pool is open and has a thread.
-    fn make_room(&self, reactor: &ReactorHandle) -> Result<Arc<Jobs>, ThreadPoolError> {
+    /// The pool, in such a state that a job which is queued now will be done: it is open and has a thread.
+    fn make_room(&self, reactor: &ReactorHandle) -> Result<RefMut<'_, Pool>, ThreadPoolError> {
         if self.closed.get() {
             return Err(ThreadPoolError::Closed);
         }
-        let mut pool = self.pool.borrow_mut();
-        let pool = pool.get_or_insert_with(Pool::new);
+        let pool = self.pool.borrow_mut();
+        let mut pool = RefMut::map(pool, |pool| pool.get_or_insert_with(Pool::new));
         let may_start = pool.threads.len() < self.size.get();
         if may_start && pool.jobs.unfinished() >= pool.threads.len() {
             match pool.start_thread(reactor, self.spin) {
@@ -109,7 +96,7 @@ impl Threads {
                 _ => (), // started, or one of the others will come to it
             }
         }
-        Ok(pool.jobs.clone())
+        Ok(pool)
     }
 
     /// Takes no more jobs. The threads do what is queued, and leave.
@@ -144,8 +131,11 @@ impl Threads {
 
 impl Pool {
     fn new() -> Pool {
+        let jobs = Arc::<Jobs>::default();
+        let queue = jobs.clone();
         Pool {
-            jobs: Arc::default(),
+            jobs,
+            take_back: Rc::new(move |number| queue.take_back(number)),
             threads: HashMap::new(),
             started: 0,
         }
@@ -164,6 +154,45 @@ impl Pool {
         self.threads.insert(number, thread);
         self.started = number;
         Ok(())
+    }
+}
+
+/// A function for whose end nobody waits.
+struct Call<F>(F);
+
+impl<F: FnOnce() + Send + 'static> Job for Call<F> {
+    fn work(self) -> impl FnOnce(&ReactorHandle) {
+        let result = contain(self.0);
+        move |reactor| result.unwrap_or_else(|panic| report(reactor, panic))
+    }
+
+    fn taken_back(self) {}
+}
+
+/// A function whose result fires a Deferred.
+struct DeferredCall<F, T> {
+    f: F,
+    parked: ParkedResolver<T>,
+}
+
+impl<F, R> Job for DeferredCall<F, R::Value>
+where
+    R: ThreadResult,
+    F: FnOnce() -> R + Send + 'static,
+{
+    fn work(self) -> impl FnOnce(&ReactorHandle) {
+        let DeferredCall { f, parked } = self;
+        let result = contain(|| f().into_result()).unwrap_or_else(|panic| Err(panic.into()));
+        move |reactor| {
+            // The loop is gone: then nobody can be told.
+            let _ = reactor.call_from_thread(move |_| parked.fire(result));
+        }
+    }
+
+    /// On the reactor's thread: its Deferred was cancelled.
+    fn taken_back(self) {
+        drop(self.f);
+        self.parked.fire(Err(CancelledError.into()));
     }
 }
 
