@@ -151,7 +151,7 @@ impl Jobs {
 
     /// Looks for jobs for a while.
     fn look(&self, spin: &mut Spin) {
-        if !spin.is_on() {
+        if spin.yields() || !spin.is_on() {
             // On one core whoever may bring a job can do so only if we let it run.
             thread::yield_now();
         } else if spin.is_worth_it() {

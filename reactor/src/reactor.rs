@@ -10,6 +10,7 @@ use std::hint;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use errback_deferred::{
@@ -643,10 +644,27 @@ impl Reactor {
 impl Poller {
     /// Sleeps until a source is ready, a thread calls or a timer is due, and runs the callbacks of the sources.
     fn poll(&mut self, core: &Core) -> io::Result<()> {
-        if core.is_busy() || (self.spin.is_worth_it() && self.spin(core)?) {
+        let looks = self.spin.is_worth_it();
+        let yields = self.spin.yields();
+        if core.is_busy() || (looks && !yields && self.spin(core)?) {
+            return self.look(core).map(drop);
+        }
+        if looks && yields && self.let_others_run(core) {
             return self.look(core).map(drop);
         }
         self.sleep(core)
+    }
+
+    /// Lets others run who have this one core too; whether they brought something.
+    fn let_others_run(&mut self, core: &Core) -> bool {
+        if core.calls.is_waiting() {
+            return true; // whoever was told of the sleep called
+        }
+        let began = Instant::now();
+        thread::yield_now();
+        let found = core.calls.is_waiting();
+        self.spin.let_others_run(began.elapsed(), found);
+        found
     }
 
     /// Looks for a while; whether there is something to do. A timer ends it and is no reason for it: its time is known.
@@ -783,8 +801,8 @@ impl Builder {
     ///
     /// Falling asleep and being woken takes tens of microseconds, so whatever comes sooner is served faster: a call from
     /// another thread, a source that becomes ready, an answer of a process pool. Where nothing comes soon the looks
-    /// become rare, one in a thousand sleeps, and a reactor at rest uses no CPU. With one core there are none: whoever
-    /// is to answer needs that.
+    /// become rare, one in a thousand sleeps, and a reactor at rest uses no CPU. With one core, which whoever is to answer
+    /// needs, the loop does not look but lets others run, once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -813,7 +831,7 @@ impl Builder {
         let alarm = Alarm::new(poll.registry(), ALARM);
         let spin_limit = self.spin.unwrap_or(DEFAULT_SPIN);
         let spin = Spin::new(spin_limit);
-        let spins = spin.is_on();
+        let spins = spin.is_on() && !spin.yields();
         let sources = Sources::new(poll.registry().try_clone()?);
         Ok(Reactor(Rc::new(Core {
             state: Cell::new(State::New),

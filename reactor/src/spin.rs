@@ -5,6 +5,9 @@
 //! ([`BusyPoll`]). Whether that pays nobody can know, so it is tried and measured: each look that finds nothing doubles
 //! the number of sleeps until the next one, and what comes soon after the loop has gone to sleep shortens it. A loop at
 //! rest sleeps, and one whose answers take long looks once in a thousand sleeps.
+//!
+//! With one core there is nobody else who could answer meanwhile. There the loop does not look but lets others run, once:
+//! when they bring something before it sleeps, they need not wake it.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -32,6 +35,8 @@ const WAKING: Duration = Duration::from_micros(50);
 /// Whether to look before the next sleep.
 pub(crate) struct Spin {
     limit: Duration,
+    /// There is but one core.
+    alone: bool,
     /// Sleeps until the next look.
     pause: u32,
     /// How many sleeps it was after the last look.
@@ -39,10 +44,11 @@ pub(crate) struct Spin {
 }
 
 impl Spin {
-    /// One that looks for `limit` at a time, or never when there is but one core: who is to answer needs that.
+    /// One that looks for `limit` at a time. When there is but one core, who is to answer needs that, and is let run once.
     pub(crate) fn new(limit: Duration) -> Spin {
         Spin {
-            limit: if cores() > 1 { limit } else { Duration::ZERO },
+            limit,
+            alone: cores() == 1,
             pause: 0,
             last_pause: 0,
         }
@@ -56,9 +62,23 @@ impl Spin {
         !self.limit.is_zero()
     }
 
+    /// Whether to let others run instead of looking.
+    pub(crate) fn yields(&self) -> bool {
+        self.alone
+    }
+
     /// Whether to look now.
     pub(crate) fn is_worth_it(&self) -> bool {
         self.is_on() && self.pause == 0
+    }
+
+    /// It let others run for `time`. When that was long, somebody works who has nothing to do with us.
+    pub(crate) fn let_others_run(&mut self, time: Duration, found: bool) {
+        if found && time <= 2 * self.limit {
+            self.found();
+        } else {
+            self.found_nothing(time);
+        }
     }
 
     pub(crate) fn found(&mut self) {
@@ -130,6 +150,7 @@ mod tests {
     fn spin() -> Spin {
         Spin {
             limit: LIMIT,
+            alone: false,
             pause: 0,
             last_pause: 0,
         }
@@ -179,6 +200,18 @@ mod tests {
         assert_eq!(spin.pause, 15);
         spin.slept(LIMIT, false);
         assert_eq!(spin.pause, 14);
+    }
+
+    #[test]
+    fn others_are_let_run_only_as_long_as_they_bring_something_soon() {
+        let mut spin = spin();
+        spin.let_others_run(LIMIT, true);
+        assert!(spin.is_worth_it());
+        spin.let_others_run(LONG, true); // somebody else's work, and then something for us
+        assert_eq!(spin.pause, 15);
+        (0..15).for_each(|_| spin.slept(LONG, false));
+        spin.let_others_run(Duration::ZERO, false);
+        assert_eq!(spin.pause, 31);
     }
 
     #[test]
