@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Deferred;
+pub use crate::store::SmallCall;
 
 /// Calls to be made later, on the loop's own thread.
 pub trait ReactorTime {

@@ -9,7 +9,8 @@
 //!    a table made for that type, and nothing else writes that word.
 //! 3. No reference into the storage lives while foreign code runs: an entry is moved out before it is run or dropped, so
 //!    whatever that code pushes may move the rest.
-//! 4. A [`Counted`] value lives as long as one [`Counted`] or [`LastRef`] does, and its memory as long as any of these or a
+//! 4. A [`SmallCall`] holds a live closure of its table's type until it is called or dropped, either of which takes it.
+//! 5. A [`Counted`] value lives as long as one [`Counted`] or [`LastRef`] does, and its memory as long as any of these or a
 //!    [`WeakRef`]; each of them is one in the counts.
 
 use std::alloc::{self, Layout};
@@ -219,6 +220,116 @@ impl Slot {
             place.write(None);
             Some(value)
         }
+    }
+}
+
+// ---------------------------------------------------------------- one closure
+
+/// Words of a closure that are stored in line: two handles, or a handle and a number.
+const CALL_WORDS: usize = 2;
+
+/// A closure to be called once: a `Box<dyn FnOnce()>` that holds small ones without an allocation. For event loops, which
+/// may keep a million of them.
+///
+/// ```
+/// use errback_deferred::event_loop::SmallCall;
+/// use std::{cell::Cell, rc::Rc};
+///
+/// let sum = Rc::new(Cell::new(1));
+/// let counted = sum.clone();
+/// let call = SmallCall::new(move || counted.set(counted.get() + 1));
+/// call.call();
+/// assert_eq!(sum.get(), 2);
+/// ```
+pub struct SmallCall {
+    table: &'static CallTable,
+    words: [Word; CALL_WORDS],
+    /// It may own something that is neither `Send` nor `Sync`.
+    _not_send: PhantomData<*mut ()>,
+}
+
+struct CallTable {
+    /// Moves the closure out and calls it.
+    call: unsafe fn(*const Word),
+    drop: unsafe fn(*mut Word),
+}
+
+struct InLine<F>(PhantomData<F>);
+
+impl<F: FnOnce() + 'static> InLine<F> {
+    const FITS: bool =
+        size_of::<F>() <= size_of::<[Word; CALL_WORDS]>() && align_of::<F>() <= align_of::<Word>();
+    const TABLE: &'static CallTable = &CallTable {
+        call: Self::call,
+        drop: Self::drop_words,
+    };
+
+    /// # Safety
+    /// `words` holds a live `F`; it is dead afterwards, before it is called.
+    unsafe fn call(words: *const Word) {
+        // SAFETY: the caller's promise.
+        let call = unsafe { words.cast::<F>().read() };
+        call();
+    }
+
+    /// # Safety
+    /// As for `call`.
+    unsafe fn drop_words(words: *mut Word) {
+        // SAFETY: the caller's promise.
+        unsafe { words.cast::<F>().drop_in_place() }
+    }
+}
+
+impl SmallCall {
+    /// One that calls `call`.
+    #[inline]
+    pub fn new(call: impl FnOnce() + 'static) -> SmallCall {
+        SmallCall::of(call)
+    }
+
+    #[inline]
+    fn of<F: FnOnce() + 'static>(call: F) -> SmallCall {
+        if InLine::<F>::FITS {
+            SmallCall::in_line(call)
+        } else {
+            SmallCall::in_line(Box::new(call))
+        }
+    }
+
+    #[inline]
+    fn in_line<F: FnOnce() + 'static>(call: F) -> SmallCall {
+        assert!(InLine::<F>::FITS);
+        let mut words = [MaybeUninit::uninit(); CALL_WORDS];
+        // SAFETY: `F` fits in the words in size and alignment, and they hold nothing yet.
+        unsafe { words.as_mut_ptr().cast::<F>().write(call) };
+        SmallCall {
+            table: InLine::<F>::TABLE,
+            words,
+            _not_send: PhantomData,
+        }
+    }
+
+    /// Calls the closure.
+    #[inline]
+    pub fn call(self) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: the words hold a live closure of the type that the table was made for; `this` is neither dropped nor used
+        // again, also when the closure panics.
+        unsafe { (this.table.call)(this.words.as_ptr()) }
+    }
+}
+
+impl Drop for SmallCall {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: as in `call`; nobody reads the words after `drop`.
+        unsafe { (self.table.drop)(self.words.as_mut_ptr()) }
+    }
+}
+
+impl std::fmt::Debug for SmallCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<SmallCall>")
     }
 }
 
@@ -729,7 +840,7 @@ impl<T: Ends> Counted<T> {
 
     #[inline]
     fn counts(&self) -> &Counts<T> {
-        // SAFETY: it lives as long as one strong reference does (promise 4), and is only ever borrowed shared.
+        // SAFETY: it lives as long as one strong reference does (promise 5), and is only ever borrowed shared.
         unsafe { self.at.as_ref() }
     }
 
@@ -805,7 +916,7 @@ impl<T: Ends> Drop for LastRef<T> {
 impl<T: Ends> WeakRef<T> {
     #[inline]
     pub(crate) fn upgrade(&self) -> Option<Counted<T>> {
-        // SAFETY: the counts live as long as this reference does (promise 4).
+        // SAFETY: the counts live as long as this reference does (promise 5).
         let strong = unsafe { &(*self.at.as_ptr()).strong };
         if strong.get() == 0 {
             return None;
@@ -1257,6 +1368,43 @@ mod tests {
         drop((aside, owner));
         KEPT.take();
         assert_eq!(Rc::strong_count(&owned), 1);
+    }
+
+    #[test]
+    fn a_small_call_owns_its_closure_until_it_is_called_or_dropped() {
+        let owned = Rc::new(Cell::new(0));
+        let add = |n: u64| {
+            let owned = owned.clone();
+            move || owned.set(owned.get() + n)
+        };
+        let large = {
+            let (add, more) = (add(10), [100; 9]);
+            move || {
+                add();
+                owned_by_nobody(&more);
+            }
+        };
+        fn owned_by_nobody(more: &[u64; 9]) {
+            assert_eq!(more.iter().sum::<u64>(), 900);
+        }
+        let calls = [
+            SmallCall::new(add(1)),
+            SmallCall::new(large),
+            SmallCall::new(Box::new(add(3)) as Box<dyn FnOnce()>),
+            SmallCall::new(|| ()),
+        ];
+        assert_eq!(Rc::strong_count(&owned), 4);
+        calls.into_iter().for_each(SmallCall::call);
+        assert_eq!((Rc::strong_count(&owned), owned.get()), (1, 14));
+        drop([SmallCall::new(add(1)), SmallCall::new(Box::new(add(1)))]);
+        assert_eq!((Rc::strong_count(&owned), owned.get()), (1, 14));
+        let bomb = add(1);
+        let call = SmallCall::new(move || {
+            bomb();
+            panic!("inside")
+        });
+        assert!(crate::contain(|| call.call()).is_err());
+        assert_eq!((Rc::strong_count(&owned), owned.get()), (1, 15));
     }
 
     #[test]

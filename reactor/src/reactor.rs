@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use errback_deferred::event_loop::SmallCall;
 use errback_deferred::{
     BusyPoll, Deferred, DelayedCall, IntoOutcome, Phase, ReactorCore, ReactorFromThreads,
     ReactorTime, SystemEvent, TriggerId, enter_loop, log_err, maybe_deferred,
@@ -386,7 +387,7 @@ impl Reactor {
     /// # }
     /// ```
     pub fn call_later(&self, delay: Duration, call: impl FnOnce() + 'static) -> DelayedCall {
-        self.0.timers.call_later(delay, Box::new(call))
+        self.0.timers.call_later(delay, SmallCall::new(call))
     }
 
     // ---------------------------------------------------------------- start and end
@@ -865,7 +866,7 @@ impl ReactorTime for Reactor {
     }
 
     fn call_later(&self, delay: Duration, call: Box<dyn FnOnce()>) -> DelayedCall {
-        self.0.timers.call_later(delay, call)
+        self.0.timers.call_later(delay, SmallCall::new(call))
     }
 }
 
