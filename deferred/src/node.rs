@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::thread::LocalKey;
 
 use crate::store::{
-    Aside, Counted, Ends, Entry, Erased, Held, LastRef, Levels, Slot, Spares, WeakRef,
+    Aside, Counted, Ends, Entry, Erased, Held, LastRef, Levels, Pieces, Slot, WeakRef,
 };
 use crate::unhandled;
 use crate::{CancelledError, Failure, ResolverDropped, ResultTaken, ReturnedItself, contain};
@@ -162,7 +162,7 @@ impl NodeRef {
 }
 
 thread_local! {
-    static SPARES: Spares = const { Spares::new(NodeRef::LAYOUT) };
+    static NODES: Pieces = const { Pieces::new(NodeRef::LAYOUT) };
 }
 
 impl Ends for Node {
@@ -171,8 +171,8 @@ impl Ends for Node {
     }
 
     #[inline]
-    fn spares() -> &'static LocalKey<Spares> {
-        &SPARES
+    fn pieces() -> &'static LocalKey<Pieces> {
+        &NODES
     }
 }
 
@@ -631,7 +631,12 @@ impl NodeRef {
         self.set(FIRED);
         self.put_result(result);
         // These may own anything, so the Deferred is in order before.
-        drop((take_back, self.canceller_of_fired()));
+        if let Some(canceller) = self.canceller_of_fired() {
+            drop(canceller);
+        }
+        if let Some(take_back) = take_back {
+            drop(take_back);
+        }
         Ok(true)
     }
 

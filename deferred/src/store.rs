@@ -10,7 +10,8 @@
 //! 3. No reference into the storage lives while foreign code runs: an entry is moved out before it is run or dropped, so
 //!    whatever that code pushes may move the rest.
 //! 4. A [`SmallCall`] holds a live closure of its table's type until it is called or dropped, either of which takes it.
-//! 5. A [`Counted`] value lives as long as one [`Counted`] or [`LastRef`] does, and its memory as long as any of these or a
+//! 5. A piece of memory is in use once at a time, and its [`Chunk`] lives as long as one of its pieces is in use.
+//! 6. A [`Counted`] value lives as long as one [`Counted`] or [`LastRef`] does, and its memory as long as any of these or a
 //!    [`WeakRef`]; each of them is one in the counts.
 
 use std::alloc::{self, Layout};
@@ -783,8 +784,8 @@ unsafe fn words_of(block: NonNull<BlockHead>) -> *mut Word {
 pub(crate) trait Ends: Sized + 'static {
     /// Dropping `last` drops the value; it may be kept for a while, and the value be taken up again meanwhile.
     fn end(last: LastRef<Self>);
-    /// Where memory is kept that was such a value's, for the next one: made with [`Counted::LAYOUT`].
-    fn spares() -> &'static LocalKey<Spares>;
+    /// Where memory for such values comes from: made with [`Counted::LAYOUT`].
+    fn pieces() -> &'static LocalKey<Pieces>;
 }
 
 /// A shared, counted value: an `Rc` with counts of four bytes, whose last reference says goodbye by [`Ends::end`].
@@ -823,7 +824,7 @@ impl<T: Ends> Counted<T> {
 
     #[inline]
     pub(crate) fn new(value: T) -> Self {
-        let at = obtain(T::spares(), Self::LAYOUT).cast::<Counts<T>>();
+        let at = obtain_piece(T::pieces(), Self::LAYOUT).cast::<Counts<T>>();
         // SAFETY: memory of this layout, which nobody else uses.
         unsafe {
             at.write(Counts {
@@ -840,7 +841,7 @@ impl<T: Ends> Counted<T> {
 
     #[inline]
     fn counts(&self) -> &Counts<T> {
-        // SAFETY: it lives as long as one strong reference does (promise 5), and is only ever borrowed shared.
+        // SAFETY: it lives as long as one strong reference does (promise 6), and is only ever borrowed shared.
         unsafe { self.at.as_ref() }
     }
 
@@ -916,7 +917,7 @@ impl<T: Ends> Drop for LastRef<T> {
 impl<T: Ends> WeakRef<T> {
     #[inline]
     pub(crate) fn upgrade(&self) -> Option<Counted<T>> {
-        // SAFETY: the counts live as long as this reference does (promise 5).
+        // SAFETY: the counts live as long as this reference does (promise 6).
         let strong = unsafe { &(*self.at.as_ptr()).strong };
         if strong.get() == 0 {
             return None;
@@ -949,7 +950,7 @@ impl<T: Ends> Drop for WeakRef<T> {
         // the value in it has been dropped.
         unsafe {
             match (*at).weak.get() {
-                1 => give_back(T::spares(), Counted::<T>::LAYOUT, self.at.cast()),
+                1 => give_back_piece(T::pieces(), Counted::<T>::LAYOUT, self.at.cast()),
                 more => (*at).weak.set(more - 1),
             }
         }
@@ -1057,6 +1058,332 @@ fn fresh(layout: Layout) -> NonNull<u8> {
     match NonNull::new(unsafe { alloc::alloc(layout) }) {
         Some(piece) => piece,
         None => alloc::handle_alloc_error(layout),
+    }
+}
+
+// ---------------------------------------------------------------- memory for many
+
+/// Memory for values of one layout, of which a thread may have millions: some spare pieces, and behind them chunks of many.
+///
+/// An allocator that knows nothing of what it is asked for spends more time on a million pieces than it takes to use them, and
+/// a word for each.
+pub(crate) struct Pieces {
+    spares: Spares,
+    chunks: Chunks,
+}
+
+impl Pieces {
+    pub(crate) const fn new(layout: Layout) -> Self {
+        Self::with_room(layout, MOST_SPARES)
+    }
+
+    const fn with_room(layout: Layout, room: u32) -> Self {
+        Pieces {
+            spares: Spares::with_room(layout, room),
+            chunks: Chunks::new(layout),
+        }
+    }
+
+    #[inline]
+    fn take(&self) -> NonNull<u8> {
+        match self.spares.take() {
+            Some(piece) => piece,
+            None => self.chunks.take(),
+        }
+    }
+
+    /// # Safety
+    /// The piece came from here, and nobody uses it any more.
+    #[inline]
+    unsafe fn give_back(&self, piece: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.spares.keep(piece) {
+                self.chunks.give_back(piece);
+            }
+        }
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        while let Some(piece) = self.spares.take() {
+            // SAFETY: it came from the chunks, and was kept as a spare because nobody used it any more.
+            unsafe { self.chunks.give_back(piece) }
+        }
+    }
+}
+
+/// Not where mistakes are looked for, as with [`MOST_SPARES`]: there each piece is an allocation.
+const IN_CHUNKS: bool = !cfg!(debug_assertions);
+
+#[inline]
+fn obtain_piece(pieces: &'static LocalKey<Pieces>, layout: Layout) -> NonNull<u8> {
+    if !IN_CHUNKS {
+        return fresh(layout);
+    }
+    // The thread is ending: a chunk for one, which goes with it.
+    pieces
+        .try_with(Pieces::take)
+        .unwrap_or_else(|_| Chunks::new(layout).take())
+}
+
+/// # Safety
+/// The piece was obtained with this layout, which is that of the pieces, and nobody uses it any more.
+#[inline]
+unsafe fn give_back_piece(pieces: &'static LocalKey<Pieces>, layout: Layout, piece: NonNull<u8>) {
+    // SAFETY: the caller's promise. Where the thread's pieces are gone, their chunks are left to their last piece.
+    unsafe {
+        if !IN_CHUNKS {
+            return alloc::dealloc(piece.as_ptr(), layout);
+        }
+        if pieces.try_with(|pieces| pieces.give_back(piece)).is_err() {
+            Chunk::of(piece).give_back_last(piece);
+        }
+    }
+}
+
+/// Chunks of pieces of one layout, for one thread.
+///
+/// What must hold: a chunk lives as long as one of its pieces is in use, or as it is in one of the lists; it is in the list of
+/// those with room if and only if it has some and a piece of it is in use (or is about to be).
+struct Chunks {
+    layout: Layout,
+    /// The chunks with room, linked both ways.
+    with_room: Cell<Option<ChunkRef>>,
+    /// Some of which no piece is in use, linked by `next`. Fresh memory costs several times as much.
+    empty: Cell<Option<ChunkRef>>,
+    /// How many of those there are.
+    kept: Cell<u32>,
+}
+
+/// So many empty chunks are kept by a thread: 8 MiB.
+const MOST_EMPTY: u32 = 256;
+
+/// The start of a chunk, which is aligned to its size: so each piece knows where its chunk begins.
+struct Chunk {
+    /// Pieces in use.
+    used: Cell<u32>,
+    /// Pieces behind all others that were never in use. (To make a list of them would touch all their pages.)
+    untouched: Cell<u32>,
+    /// Pieces that were given back.
+    free: Cell<Option<NonNull<Spare>>>,
+    in_list: Cell<bool>,
+    next: Cell<Option<ChunkRef>>,
+    before: Cell<Option<ChunkRef>>,
+}
+
+/// A chunk that lives. It is used through shared references only, which last no longer than a method.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct ChunkRef(NonNull<Chunk>);
+
+const CHUNK: usize = 1 << 15;
+
+/// A little less than its alignment: the allocator's own words between two of them then leave no gap of that size.
+const CHUNK_LAYOUT: Layout = match Layout::from_size_align(CHUNK - 64, CHUNK) {
+    Ok(layout) => layout,
+    Err(_) => panic!("it is a power of two"),
+};
+
+impl Chunks {
+    const fn new(layout: Layout) -> Self {
+        // Each is large enough for a `Spare`, and lies at a multiple of its size, behind the head.
+        assert!(layout.size() >= size_of::<Spare>() && layout.align() == align_of::<Chunk>());
+        Chunks {
+            layout,
+            with_room: Cell::new(None),
+            empty: Cell::new(None),
+            kept: Cell::new(0),
+        }
+    }
+
+    fn take(&self) -> NonNull<u8> {
+        let chunk = self.with_room.get().unwrap_or_else(|| self.add());
+        let piece = chunk.take(self.layout);
+        if chunk.is_full() {
+            self.remove(chunk);
+        }
+        piece
+    }
+
+    /// # Safety
+    /// The piece came from here, and nobody uses it any more.
+    unsafe fn give_back(&self, piece: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let chunk = Chunk::of(piece);
+            chunk.keep(piece);
+            if !chunk.in_list.get() {
+                self.insert(chunk);
+            }
+            if chunk.used.get() == 0 {
+                self.remove(chunk);
+                self.put_aside(chunk);
+            }
+        }
+    }
+
+    #[cold]
+    fn add(&self) -> ChunkRef {
+        let chunk = match self.empty.get() {
+            Some(chunk) => {
+                self.empty.set(chunk.next.get());
+                self.kept.set(self.kept.get() - 1);
+                chunk
+            }
+            None => ChunkRef(fresh(CHUNK_LAYOUT).cast()),
+        };
+        // SAFETY: it is the memory of a chunk of which nothing is in use.
+        unsafe { chunk.begin(self.layout) }
+        self.insert(chunk);
+        chunk
+    }
+
+    /// # Safety
+    /// None of its pieces is in use, and it is in no list.
+    #[cold]
+    unsafe fn put_aside(&self, chunk: ChunkRef) {
+        if self.kept.get() == MOST_EMPTY {
+            // SAFETY: the caller's promise; it is forgotten.
+            return unsafe { chunk.free() };
+        }
+        self.kept.set(self.kept.get() + 1);
+        chunk.next.set(self.empty.replace(Some(chunk)));
+    }
+
+    fn insert(&self, chunk: ChunkRef) {
+        let next = self.with_room.replace(Some(chunk));
+        chunk.in_list.set(true);
+        chunk.next.set(next);
+        chunk.before.set(None);
+        if let Some(next) = next {
+            next.before.set(Some(chunk));
+        }
+    }
+
+    fn remove(&self, chunk: ChunkRef) {
+        chunk.in_list.set(false);
+        let (before, next) = (chunk.before.take(), chunk.next.take());
+        match before {
+            Some(before) => before.next.set(next),
+            None => self.with_room.set(next),
+        }
+        if let Some(next) = next {
+            next.before.set(before);
+        }
+    }
+}
+
+impl Drop for Chunks {
+    /// Chunks with pieces in use are left to these; see `give_back_last`.
+    fn drop(&mut self) {
+        while let Some(chunk) = self.empty.get() {
+            self.empty.set(chunk.next.get());
+            // SAFETY: no piece of it is in use, and nobody else knows of it.
+            unsafe { chunk.free() }
+        }
+    }
+}
+
+impl Chunk {
+    /// How many pieces there are in one.
+    const fn pieces(layout: Layout) -> u32 {
+        ((CHUNK_LAYOUT.size() - size_of::<Chunk>()) / layout.size()) as u32
+    }
+
+    /// The chunk of a piece.
+    ///
+    /// # Safety
+    /// The piece is one of a living chunk's.
+    unsafe fn of(piece: NonNull<u8>) -> ChunkRef {
+        let start = piece.as_ptr().map_addr(|addr| addr & !(CHUNK - 1));
+        // SAFETY: a chunk begins at a multiple of CHUNK and is no longer than that.
+        ChunkRef(unsafe { NonNull::new_unchecked(start) }.cast())
+    }
+}
+
+impl Deref for ChunkRef {
+    type Target = Chunk;
+    #[inline]
+    fn deref(&self) -> &Chunk {
+        // SAFETY: it lives, by the promise of whoever has the reference, and its head is only ever borrowed shared.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl ChunkRef {
+    /// Makes a chunk of its memory, of pieces of this layout.
+    ///
+    /// # Safety
+    /// It has the chunks' layout, and nobody uses it or a piece of it.
+    unsafe fn begin(self, layout: Layout) {
+        let chunk = Chunk {
+            used: Cell::new(0),
+            untouched: Cell::new(Chunk::pieces(layout)),
+            free: Cell::new(None),
+            in_list: Cell::new(false),
+            next: Cell::new(None),
+            before: Cell::new(None),
+        };
+        // SAFETY: the caller's promise; it begins with room for the head.
+        unsafe { self.0.write(chunk) }
+    }
+
+    fn is_full(self) -> bool {
+        self.free.get().is_none() && self.untouched.get() == 0
+    }
+
+    /// A piece, of which there is one.
+    fn take(self, layout: Layout) -> NonNull<u8> {
+        self.used.set(self.used.get() + 1);
+        if let Some(first) = self.free.get() {
+            // SAFETY: pieces in the list are ours, and `keep` wrote a `Spare` at their start.
+            self.free.set(unsafe { first.read() }.next);
+            return first.cast();
+        }
+        let left = self.untouched.get();
+        assert!(left > 0, "a chunk in the list has room");
+        self.untouched.set(left - 1);
+        let index = (Chunk::pieces(layout) - left) as usize;
+        // SAFETY: so many pieces fit behind the head, and the chunk's own pointer is good for all of it.
+        unsafe {
+            let pieces = self.0.cast::<u8>().add(size_of::<Chunk>());
+            pieces.add(index * layout.size())
+        }
+    }
+
+    /// # Safety
+    /// The piece is of this chunk, and nobody uses it any more.
+    unsafe fn keep(self, piece: NonNull<u8>) {
+        let spare = piece.cast::<Spare>();
+        let next = self.free.get();
+        // SAFETY: by the caller's promise it is ours, and it is large enough (`Chunks::new`).
+        unsafe { spare.write(Spare { next }) };
+        self.free.set(Some(spare));
+        self.used.set(self.used.get() - 1);
+    }
+
+    /// When the list of chunks is gone: the last piece frees its chunk.
+    ///
+    /// # Safety
+    /// As for `keep`.
+    #[cold]
+    unsafe fn give_back_last(self, piece: NonNull<u8>) {
+        // SAFETY: the caller's promise; with the last piece in use nobody knows of the chunk.
+        unsafe {
+            self.keep(piece);
+            if self.used.get() == 0 {
+                self.free();
+            }
+        }
+    }
+
+    /// # Safety
+    /// None of its pieces is in use, it is in no list, and it is not used again.
+    #[cold]
+    unsafe fn free(self) {
+        // SAFETY: `fresh` allocated it with this layout.
+        unsafe { alloc::dealloc(self.0.as_ptr().cast(), CHUNK_LAYOUT) }
     }
 }
 
@@ -1298,7 +1625,7 @@ mod tests {
 
     thread_local! {
         static KEPT: RefCell<Vec<LastRef<Owner>>> = const { RefCell::new(Vec::new()) };
-        static SPARE_OWNERS: Spares = const { Spares::with_room(Counted::<Owner>::LAYOUT, 2) };
+        static OWNERS: Pieces = const { Pieces::new(Counted::<Owner>::LAYOUT) };
     }
 
     impl Ends for Owner {
@@ -1306,8 +1633,8 @@ mod tests {
             KEPT.with_borrow_mut(|kept| kept.push(last));
         }
 
-        fn spares() -> &'static LocalKey<Spares> {
-            &SPARE_OWNERS
+        fn pieces() -> &'static LocalKey<Pieces> {
+            &OWNERS
         }
     }
 
@@ -1328,18 +1655,99 @@ mod tests {
         assert!(weak.upgrade().is_none());
     }
 
-    #[test]
-    fn memory_is_used_again_up_to_a_bound() {
-        let owned = Rc::new(());
-        let made = |_| Counted::new(Owner(owned.clone(), Cell::new(0)));
-        for _ in 0..3 {
-            let five: Vec<_> = (0..5).map(made).collect();
-            assert_eq!(SPARE_OWNERS.with(|spares| spares.room.get()), 2);
-            drop(five);
-            KEPT.take();
-            assert_eq!(SPARE_OWNERS.with(|spares| spares.room.get()), 0);
+    const THREE_WORDS: Layout = Layout::new::<[usize; 3]>();
+
+    /// The chunks of a list, which are consistent.
+    fn listed(chunks: &Chunks) -> Vec<ChunkRef> {
+        let mut before = None;
+        let listed = std::iter::successors(chunks.with_room.get(), |chunk| chunk.next.get());
+        listed
+            .inspect(|chunk| {
+                assert!(chunk.in_list.get() && !chunk.is_full());
+                assert!(chunk.before.get() == before.replace(*chunk));
+            })
+            .collect()
+    }
+
+    /// A piece that was taken, with a number in each of its words.
+    fn numbered(chunks: &Chunks, number: usize) -> NonNull<[usize; 3]> {
+        let piece = chunks.take().cast();
+        assert!(piece.is_aligned());
+        // SAFETY: it has this layout, and nobody else uses it.
+        unsafe { piece.write([number; 3]) };
+        piece
+    }
+
+    /// Gives pieces back, in which their numbers still are.
+    fn give_back(chunks: &Chunks, pieces: impl IntoIterator<Item = (usize, NonNull<[usize; 3]>)>) {
+        for (number, piece) in pieces {
+            // SAFETY: it came from there, and is given back once.
+            unsafe {
+                assert_eq!(piece.read(), [number; 3]);
+                chunks.give_back(piece.cast());
+            }
         }
-        assert_eq!(Rc::strong_count(&owned), 1);
+    }
+
+    #[test]
+    fn pieces_do_not_overlap_and_are_used_again_and_empty_chunks_are_put_aside() {
+        let chunks = Chunks::new(THREE_WORDS);
+        let many = 5 * Chunk::pieces(THREE_WORDS) as usize / 2;
+        for round in 0..4 {
+            let taken: Vec<_> = (0..many).map(|n| (n, numbered(&chunks, n))).collect();
+            assert_eq!(listed(&chunks).len(), 1);
+            let (some, others): (Vec<_>, Vec<_>) =
+                taken.into_iter().partition(|(n, _)| n % 3 != round % 3);
+            give_back(&chunks, some);
+            assert_eq!(listed(&chunks).len(), 3);
+            let again: Vec<_> = (0..many / 2).map(|n| (n, numbered(&chunks, n))).collect();
+            give_back(&chunks, others.into_iter().rev());
+            give_back(&chunks, again);
+            assert_eq!((listed(&chunks).len(), chunks.kept.get()), (0, 3));
+        }
+    }
+
+    #[test]
+    fn so_many_empty_chunks_are_kept_and_no_more() {
+        let chunks = Chunks::new(THREE_WORDS);
+        let many = (MOST_EMPTY + 2) * Chunk::pieces(THREE_WORDS);
+        let taken: Vec<_> = (0..many as usize)
+            .map(|n| (n, numbered(&chunks, n)))
+            .collect();
+        give_back(&chunks, taken);
+        assert_eq!((listed(&chunks).len(), chunks.kept.get()), (0, MOST_EMPTY));
+    }
+
+    #[test]
+    fn a_piece_may_outlive_the_list_of_its_chunk() {
+        let chunks = Chunks::new(THREE_WORDS);
+        let pieces: Vec<_> = (0..3).map(|n| numbered(&chunks, n)).collect();
+        drop(chunks);
+        for (number, piece) in pieces.into_iter().enumerate() {
+            // SAFETY: its chunk lives as long as one of its pieces, each of which is given back once.
+            unsafe {
+                assert_eq!(piece.read(), [number; 3]);
+                Chunk::of(piece.cast()).give_back_last(piece.cast());
+            }
+        }
+    }
+
+    #[test]
+    fn spare_pieces_are_used_first_and_go_back_to_their_chunks() {
+        let pieces = Pieces::with_room(THREE_WORDS, 2);
+        let taken: Vec<_> = (0..5).map(|_| pieces.take()).collect();
+        // SAFETY: each came from there, and is given back once.
+        taken
+            .iter()
+            .for_each(|piece| unsafe { pieces.give_back(*piece) });
+        assert_eq!(pieces.spares.room.get(), 0);
+        assert_eq!(listed(&pieces.chunks)[0].used.get(), 2);
+        assert_eq!([pieces.take(), pieces.take()], [taken[1], taken[0]]);
+        assert_eq!(pieces.take(), taken[4]);
+        for piece in [taken[0], taken[1], taken[4]] {
+            // SAFETY: as above.
+            unsafe { pieces.give_back(piece) }
+        }
     }
 
     #[test]
