@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::thread::LocalKey;
 
 use crate::store::{
-    Aside, Counted, Ends, Entry, Erased, Held, LastRef, Levels, Pieces, Slot, WeakRef,
+    Aside, Chunks, Counted, Ends, Entry, Erased, Held, LastRef, Levels, Slot, WeakRef,
 };
 use crate::unhandled;
 use crate::{CancelledError, Failure, ResolverDropped, ResultTaken, ReturnedItself, contain};
@@ -162,7 +162,7 @@ impl NodeRef {
 }
 
 thread_local! {
-    static NODES: Pieces = const { Pieces::new(NodeRef::LAYOUT) };
+    static NODES: Chunks = const { Chunks::new(NodeRef::LAYOUT) };
 }
 
 impl Ends for Node {
@@ -171,7 +171,7 @@ impl Ends for Node {
     }
 
     #[inline]
-    fn pieces() -> &'static LocalKey<Pieces> {
+    fn pieces() -> &'static LocalKey<Chunks> {
         &NODES
     }
 }
