@@ -1098,7 +1098,7 @@ unsafe fn give_back_piece(pieces: &'static LocalKey<Chunks>, layout: Layout, pie
 /// a word for each. And a chunk can have huge pages, which cost a fifth of what small ones cost to touch first.
 ///
 /// What must hold: a chunk lives as long as one of its pieces is in use, or as it is in one of the lists; it is in the list of
-/// those with room if and only if it has some, and a piece of it is in use or it is the only one there.
+/// those with room if and only if it has some and is not empty, or was the only one there when it became so.
 pub(crate) struct Chunks {
     layout: Layout,
     /// The chunks with room, linked both ways.
@@ -1143,7 +1143,7 @@ const CHUNK_LAYOUT: Layout = match Layout::from_size_align(CHUNK - 64, CHUNK) {
 impl Chunks {
     pub(crate) const fn new(layout: Layout) -> Self {
         // Each is large enough for a `Spare`, and lies at a multiple of its size, behind the head.
-        assert!(layout.size() >= size_of::<Spare>() && layout.align() == align_of::<Chunk>());
+        assert!(layout.size() >= size_of::<Spare>() && layout.align() <= align_of::<Chunk>());
         Chunks {
             layout,
             with_room: Cell::new(None),
@@ -1265,12 +1265,12 @@ fn want_huge_pages(memory: NonNull<u8>) {
 impl Drop for Chunks {
     /// Chunks with pieces in use are left to these; see `give_back_last`.
     fn drop(&mut self) {
-        if let Some(only) = self.with_room.get()
-            && only.used.get() == 0
-        {
-            self.remove(only);
-            // SAFETY: as below.
-            unsafe { only.free() }
+        while let Some(chunk) = self.with_room.get() {
+            self.remove(chunk);
+            if chunk.used.get() == 0 {
+                // SAFETY: as below.
+                unsafe { chunk.free() }
+            }
         }
         while let Some(chunk) = self.empty.get() {
             self.empty.set(chunk.next.get());
@@ -1721,7 +1721,12 @@ mod tests {
     #[test]
     fn a_piece_may_outlive_the_list_of_its_chunk() {
         let chunks = Chunks::new(THREE_WORDS);
-        let pieces: Vec<_> = (0..3).map(|n| numbered(&chunks, n)).collect();
+        let many = Chunk::pieces(THREE_WORDS) as usize;
+        let mut pieces: Vec<_> = (0..=many).map(|n| numbered(&chunks, n)).collect();
+        // The second chunk is empty, and was the only one with room; the first then has some too.
+        give_back(&chunks, pieces.pop().map(|piece| (many, piece)));
+        give_back(&chunks, pieces.pop().map(|piece| (many - 1, piece)));
+        assert_eq!(listed(&chunks).len(), 2);
         drop(chunks);
         for (number, piece) in pieces.into_iter().enumerate() {
             // SAFETY: its chunk lives as long as one of its pieces, each of which is given back once.
