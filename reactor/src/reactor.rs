@@ -673,6 +673,7 @@ impl Poller {
         let began = Instant::now();
         let mut time = Duration::ZERO;
         let mut look_again = time;
+        let mut shares = self.spin.shares();
         while time <= self.spin.limit() && !core.timers.is_due() {
             let mut found = core.calls.is_waiting() || core.busy_polls.poll();
             if !found && time >= look_again {
@@ -681,10 +682,14 @@ impl Poller {
             }
             if found {
                 core.busy_polls.done();
-                self.spin.found();
+                self.spin.found_sharing(shares);
                 return Ok(true);
             }
-            hint::spin_loop();
+            shares |= Spin::lets_others_run(time);
+            match shares {
+                true => thread::yield_now(),
+                false => hint::spin_loop(),
+            }
             time = began.elapsed();
         }
         core.busy_polls.done();
