@@ -19,7 +19,6 @@ use rustix::io::Errno;
 
 use crate::hook;
 use crate::lane::WorkerLane;
-use crate::lane::spin::Spin;
 use crate::task::{DuplicateTask, ERRBACK_TASKS_0_1, ListedTask, TaskTable};
 use crate::wire::{self, Encoder, Message, PROTOCOL, ProtocolError, WorkerHello};
 
@@ -242,24 +241,30 @@ struct Worker {
 }
 
 impl Worker {
-    /// The steps of a start, up to the first job. Their numbers go on from those in [`main`].
+    /// The steps of a start, up to the first job. Their numbers go on from those in [`main`]. The host is slow to hear the
+    /// hello, as it sleeps; so what can wait until the first job comes is done meanwhile.
     fn start(tasks: Result<TaskTable, DuplicateTask>) -> Result<Worker, Leaving> {
-        // 2. The connection goes where a task does not find it by accident, and what else was inherited goes away.
+        // 2. The connection goes where a task does not find it by accident.
         let channel = Channel::from_stdin()?;
-        hook::close_inherited();
         // 3. What std does before `main`.
         hook::reset_signals();
-        // 4. A panic is an answer, not a message.
-        panics::install();
         let tasks = tasks.map_err(|error| Leaving::Refused(error.to_string()))?;
-        // 5. Greetings. The limits that the host asks for are in force from here on.
-        Worker::greet(channel, tasks)
+        // 4. Greetings. The limits that the host asks for are in force from here on.
+        let worker = Worker::greet(channel, tasks)?;
+        // 5. What else was inherited goes away. A panic is an answer from here on, not a message.
+        hook::close_inherited();
+        panics::install();
+        Ok(worker)
     }
 
     fn greet(mut channel: Channel, tasks: TaskTable) -> Result<Worker, Leaving> {
         let (hello, attached) = channel.receive_hello()?;
         if hello.protocol == 0 {
             return Err(Leaving::Protocol("it asks for version 0".into()));
+        }
+        if hello.open_files.or(hello.memory_limit).is_some() {
+            // Before the limit, which could leave no room to look for what is not to stay.
+            hook::close_inherited();
         }
         limits::set(&hello)?;
         let can_share = attached.requests.is_some();
@@ -289,7 +294,7 @@ impl Worker {
                 let requests = lane.requests();
                 let requests = requests.map_err(|e| Leaving::Refused(e.to_string()))?;
                 requests::keep_lane(requests);
-                channel.use_lane(lane, Spin::new(Duration::from_micros(hello.spin)));
+                channel.use_lane(lane, Duration::from_micros(hello.spin));
                 Counter::Lane
             }
             None => attached.begun.map_or(Counter::None, Counter::Eventfd),

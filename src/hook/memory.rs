@@ -24,11 +24,16 @@ pub(crate) enum Access {
     Write,
 }
 
-/// A shared file of memory, of a size that is final.
+/// A shared file of memory, with all of its pages and of a size that is final.
 pub(crate) fn memfd(name: &str, length: usize) -> io::Result<OwnedFd> {
+    let files_may_have = rustix::process::getrlimit(Resource::Fsize).current;
+    if files_may_have.is_some_and(|bytes| bytes < length as u64) {
+        // The kernel would send SIGXFSZ, which ends the process.
+        return Err(Errno::FBIG.into());
+    }
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memfd = rustix::fs::memfd_create(name, flags)?;
-    rustix::fs::ftruncate(&memfd, length as u64)?;
+    allocate(memfd.as_fd(), length as u64)?;
     rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW)?;
     Ok(memfd)
 }
@@ -67,16 +72,8 @@ impl Owned {
     /// # Errors
     /// The system gives no memfd, no memory for it, or does not know the seal (Linux before 5.1).
     pub(crate) fn new(name: &str, length: usize) -> io::Result<Owned> {
-        let files_may_have = rustix::process::getrlimit(Resource::Fsize).current;
-        if files_may_have.is_some_and(|bytes| bytes < length as u64) {
-            // The kernel would send SIGXFSZ, which ends the process.
-            return Err(Errno::FBIG.into());
-        }
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let memfd = rustix::fs::memfd_create(name, flags)?;
-        allocate(memfd.as_fd(), length as u64)?;
-        rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW)?;
-        let mapping = Mapping::new(memfd.as_fd(), Access::Write)?;
+        let memfd = memfd(name, length)?;
+        let mapping = Mapping::whole(memfd.as_fd(), Access::Write)?;
         rustix::fs::fcntl_add_seals(&memfd, OWNED | SealFlags::SEAL)?;
         Ok(Owned { memfd, mapping })
     }
@@ -139,7 +136,7 @@ impl View {
     /// It has not the seals of an [`Owned`] or not all of its pages, or there is no room to map it.
     pub(crate) fn new(memfd: BorrowedFd<'_>) -> io::Result<View> {
         owned_length(memfd)?;
-        let mapping = Mapping::new(memfd, Access::Read)?;
+        let mapping = Mapping::whole(memfd, Access::Read)?;
         Ok(View { mapping })
     }
 
@@ -225,15 +222,23 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps a memfd whose size is final.
+    /// Maps a memfd whose size is final, page by page as they are touched.
     pub(crate) fn new(memfd: BorrowedFd<'_>, access: Access) -> io::Result<Mapping> {
+        Mapping::with(memfd, access, MapFlags::empty())
+    }
+
+    /// Maps all of its pages at once: for what will be read or written as a whole. One call is cheaper than a fault for each.
+    pub(crate) fn whole(memfd: BorrowedFd<'_>, access: Access) -> io::Result<Mapping> {
+        Mapping::with(memfd, access, MapFlags::POPULATE)
+    }
+
+    fn with(memfd: BorrowedFd<'_>, access: Access, flags: MapFlags) -> io::Result<Mapping> {
         let length = sealed_length(memfd)?;
         let protection = match access {
             Access::Read => ProtFlags::READ,
             Access::Write => ProtFlags::READ | ProtFlags::WRITE,
         };
-        // One call that maps the pages which are there is cheaper than a fault for each.
-        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        let flags = MapFlags::SHARED | flags;
         // SAFETY: the kernel chooses the address, so no memory that is in use is touched.
         let start =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, flags, memfd, 0)? };

@@ -13,6 +13,7 @@
 //! started, say; then the next worker that dies of a foreign SIGKILL is taken for it, unless another look came between.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(super) struct OomKills {
 
 /// One group's count.
 struct Group {
+    /// What the kernel said of the process by which it was found: of one in the same group it says the same.
+    name: String,
     /// Where it is read.
     file: PathBuf,
     seen: u64,
@@ -42,11 +45,15 @@ struct Group {
 impl OomKills {
     /// Begins to look at the group of a process (`None`: of this one), and says where that is.
     pub(super) fn watch(&self, pid: Option<u32>) -> Option<PathBuf> {
-        let file = count_of(&process(pid), Version::Any)?;
+        let name = group_of(&process(pid))?;
         let mut groups = self.groups.lock();
+        if let Some(known) = groups.iter().find(|group| group.name == name) {
+            return Some(known.file.clone());
+        }
+        let file = count_of(&name, Version::Any)?;
         if !groups.iter().any(|group| group.file == file) {
             groups.retain(|group| group.file.exists());
-            groups.push(Group::new(file.clone(), Instant::now())?);
+            groups.push(Group::new(name, file.clone(), Instant::now())?);
         }
         Some(file)
     }
@@ -75,9 +82,10 @@ impl OomKills {
 }
 
 impl Group {
-    fn new(file: PathBuf, now: Instant) -> Option<Self> {
+    fn new(name: String, file: PathBuf, now: Instant) -> Option<Self> {
         let seen = read(&file)?;
         Some(Group {
+            name,
             file,
             seen,
             open: 0,
@@ -107,7 +115,7 @@ impl Group {
 
 /// Where the kills of a zombie's group are counted, if the kernel still says which group that was.
 pub(super) fn oom_count_of_zombie(pid: u32) -> Option<PathBuf> {
-    count_of(&process(Some(pid)), Version::Two)
+    count_of(&group_of(&process(Some(pid)))?, Version::Two)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,15 +128,26 @@ fn process(pid: Option<u32>) -> String {
     pid.map_or_else(|| "/proc/self".to_string(), |pid| format!("/proc/{pid}"))
 }
 
-fn count_of(process: &str, version: Version) -> Option<PathBuf> {
-    let groups = fs::read_to_string(format!("{process}/cgroup")).ok()?;
+/// The groups of a process, one a line.
+fn group_of(process: &str) -> Option<String> {
+    text_of(Path::new(&format!("{process}/cgroup")))
+}
+
+fn count_of(groups: &str, version: Version) -> Option<PathBuf> {
     // Our own, not the process': what we are to read is mounted here.
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    find(&groups, &mounts, version, |file| read(file).is_some())
+    let mounts = text_of(Path::new("/proc/self/mountinfo"))?;
+    find(groups, &mounts, version, |file| read(file).is_some())
 }
 
 fn read(file: &Path) -> Option<u64> {
-    count(&fs::read_to_string(file).ok()?)
+    count(&text_of(file)?)
+}
+
+/// A file of the kernel's, whose length is not known before. Each read makes it anew, so one is to do.
+fn text_of(file: &Path) -> Option<String> {
+    let mut text = String::with_capacity(4096);
+    fs::File::open(file).ok()?.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// The field of either file: `oom_kill 3`.
@@ -282,6 +301,7 @@ mod tests {
     fn each_kill_explains_one_death_and_not_a_much_later_one() {
         let now = Instant::now();
         let mut group = Group {
+            name: String::new(),
             file: PathBuf::new(),
             seen: 5,
             open: 0,

@@ -70,7 +70,7 @@ pub(super) struct Child {
     pub(super) born: Instant,
 }
 
-/// A child that was made, but cannot be watched (no descriptor left): it is being killed.
+/// A child that was not made, or cannot be greeted or watched (no descriptor left): then it is being killed.
 pub(super) struct Stillborn {
     pub(super) orphan: Option<std::process::Child>,
     pub(super) why: io::Error,
@@ -111,11 +111,17 @@ impl Launch {
         }
     }
 
+    /// Whether a worker is this program from its birth on, with nothing in between that could put it elsewhere.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self.program, Program::Own)
+    }
+
     pub(super) fn is_python(&self) -> bool {
         matches!(self.program, Program::Python(_))
     }
 
-    /// Starts a worker. Our hello is in its socket before it is born, so that it need not wait for us.
+    /// Starts a worker and greets it. What it does not need to be born with is made while it becomes a program, which takes
+    /// longer than all that: so our hello is in its socket when it looks.
     pub(super) fn spawn(&self, hello: &HostHello) -> Result<Child, Stillborn> {
         let (socket, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -123,6 +129,41 @@ impl Launch {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        let (output, stdout, stderr) = WorkerOutput::new()?;
+        let mut command = self.command();
+        command
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::from(stdout))
+            .stderr(Stdio::from(stderr))
+            .process_group(0);
+        let mut child = command.spawn()?;
+        // The command has the worker's end too: a worker that is gone already does not keep us from writing to it, and what
+        // it died of is told by its end.
+        let greeted = self.greet(&socket, hello);
+        drop(command);
+        let made = greeted.and_then(|(ends, lane)| Ok((Process::of(&child, ends)?, lane)));
+        match made {
+            Ok((process, lane)) => Ok(Child {
+                process: Arc::new(process),
+                socket,
+                lane,
+                output,
+                born: Instant::now(),
+            }),
+            Err(why) => {
+                // It has not been collected, so that the number of its group is still its own.
+                let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
+                let _ = child.kill();
+                Err(Stillborn {
+                    orphan: Some(child),
+                    why,
+                })
+            }
+        }
+    }
+
+    /// Says hello to a worker, with all that it is to have of us.
+    fn greet(&self, socket: &OwnedFd, hello: &HostHello) -> io::Result<(Ends, Option<HostLane>)> {
         let begun = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (requests, their_requests) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -140,29 +181,13 @@ impl Launch {
         if let Some((lane, handed)) = &lane {
             attached.extend(lane.descriptors(handed));
         }
-        send_with_descriptors(&socket, &hello.encode(), &attached)?;
-        let lane = lane.map(|(lane, _)| lane);
+        send_with_descriptors(socket, &hello.encode(), &attached)?;
         let ends = Ends {
             wakeup: Wakeup::new()?,
             begun,
             requests,
         };
-        let (output, stdout, stderr) = WorkerOutput::new()?;
-        let child = self
-            .command()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::from(stdout))
-            .stderr(Stdio::from(stderr))
-            .process_group(0)
-            .spawn()?;
-        let process = Arc::new(Process::of(child, ends)?);
-        Ok(Child {
-            process,
-            socket,
-            lane,
-            output,
-            born: Instant::now(),
-        })
+        Ok((ends, lane.map(|(lane, _)| lane)))
     }
 
     fn command(&self) -> Command {
@@ -183,7 +208,7 @@ impl Launch {
         if let Program::Python(python) = &self.program {
             python.extend_environment(&mut command, !self.clear_environment);
         }
-        if !matches!(self.program, Program::Own) {
+        if !self.is_own() {
             let (name, value) = worker::start_environment(std::process::id());
             command.env(name, value);
         }
@@ -316,25 +341,17 @@ fn host_peak() -> Option<u64> {
 }
 
 impl Process {
-    fn of(mut child: std::process::Child, ends: Ends) -> Result<Self, Stillborn> {
-        let pid = Pid::from_child(&child);
-        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            // Dropping the standard library's `Child` neither kills nor waits.
-            Ok(pidfd) => Ok(Process {
-                pid,
-                pidfd,
-                ends,
-                lane: OnceLock::new(),
-                killed: AtomicBool::new(false),
-            }),
-            Err(why) => {
-                let _ = child.kill();
-                Err(Stillborn {
-                    orphan: Some(child),
-                    why: why.into(),
-                })
-            }
-        }
+    fn of(child: &std::process::Child, ends: Ends) -> io::Result<Self> {
+        let pid = Pid::from_child(child);
+        // Dropping the standard library's `Child` neither kills nor waits.
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Process {
+            pid,
+            pidfd,
+            ends,
+            lane: OnceLock::new(),
+            killed: AtomicBool::new(false),
+        })
     }
 
     /// Its number, for messages.

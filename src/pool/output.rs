@@ -125,22 +125,28 @@ impl Output {
 
     /// Reads a worker's output from now on.
     pub(super) fn watch(self: &Arc<Self>, worker: &WorkerOutput, pool: &str) -> io::Result<()> {
-        let mut thread = self.thread.lock();
-        if let Thread::NotYet = *thread {
-            let output = Arc::clone(self);
-            let (ends, ended) = channel();
-            let builder = std::thread::Builder::new().name(thread_name(pool, "output"));
-            let run = move || {
-                output.run();
-                drop(ends);
-            };
-            *thread = Thread::Runs(builder.spawn(run)?, ended);
+        let is_first = matches!(*self.thread.lock(), Thread::NotYet);
+        if is_first {
+            // Not under the lock, which the new thread takes at once. Nobody else starts or ends it: there is one supervisor.
+            let thread = self.start(pool)?;
+            *self.thread.lock() = thread;
         }
         self.streams
             .lock()
             .extend([Arc::clone(&worker.stdout), Arc::clone(&worker.stderr)]);
         self.wakeup.wake();
         Ok(())
+    }
+
+    fn start(self: &Arc<Self>, pool: &str) -> io::Result<Thread> {
+        let output = Arc::clone(self);
+        let (ends, ended) = channel();
+        let builder = std::thread::Builder::new().name(thread_name(pool, "output"));
+        let run = move || {
+            output.run();
+            drop(ends);
+        };
+        Ok(Thread::Runs(builder.spawn(run)?, ended))
     }
 
     /// The worker is dead: reads what is left, lets go of its pipes, and returns its last words. A grandchild that holds

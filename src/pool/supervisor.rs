@@ -99,7 +99,6 @@ impl Supervisor {
 
     /// The thread's whole life.
     pub(super) fn run(mut self) {
-        self.shared.oom_kills.watch(None);
         // A panic in here is a fault of ours. The pool then ends, and tells everybody; it must not just fall silent.
         for _ in 0..3 {
             match catch_unwind(AssertUnwindSafe(|| self.supervise())) {
@@ -248,6 +247,10 @@ impl Supervisor {
 
     fn hand_over(&mut self, id: WorkerId, child: Child) -> Result<(), Stillborn> {
         let process = Arc::clone(&child.process);
+        if self.waiters.is_empty() {
+            // Not before there is a worker, which takes its time to become one. That is time enough to read files.
+            self.shared.oom_kills.watch(None);
+        }
         if let Err(why) = self
             .shared
             .output

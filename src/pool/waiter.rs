@@ -101,16 +101,26 @@ impl Waiter {
     fn greet(&self, worker: &mut Guard<'_>) -> Result<(), End> {
         // `None`: later than the clock goes.
         let deadline = worker.born.checked_add(self.shared.settings.boot_deadline);
+        let is_own = self.shared.settings.launch.is_own();
+        if is_own {
+            self.watch_memory(worker);
+        }
         self.first_frame(worker, deadline)?;
         self.check_hello(worker)
             .map_err(|why| End::NotStarted(Some(why)))?;
         worker.calls_left = self.shared.calls_for_a_worker();
-        // By now a command in between has put it where it is to be.
-        worker.oom_count = self.shared.oom_kills.watch(Some(worker.process.pid()));
+        if !is_own {
+            // By now a command in between has put it where it is to be.
+            self.watch_memory(worker);
+        }
         self.initialize(worker, deadline)?;
         worker.last = Instant::now();
         self.shared.enter_service(self.id, worker.pipelines);
         Ok(())
+    }
+
+    fn watch_memory(&self, worker: &mut Connection) {
+        worker.oom_count = self.shared.oom_kills.watch(Some(worker.process.pid()));
     }
 
     /// Waits for a frame of a worker that is not ready yet.

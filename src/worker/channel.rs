@@ -7,6 +7,7 @@
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -17,6 +18,10 @@ use super::Leaving;
 use crate::lane::spin::Spin;
 use crate::lane::{self, Broken, WorkerLane};
 use crate::wire::{FrameReader, HostHello, MAX_FRAME, Message};
+
+/// How many times longer a worker looks for its first call than for others: its host, which most likely has one for it, wakes
+/// for the hello and has to make something of it.
+const FIRST: u32 = 5;
 
 pub(super) struct Channel {
     socket: OwnedFd,
@@ -31,6 +36,8 @@ struct Lane {
     /// Whether the frame that was waited for is on the socket.
     on_socket: bool,
     spin: Spin,
+    /// For the first call, before the first sleep.
+    first: Option<Spin>,
 }
 
 /// The descriptors that come with the host's hello, in their order.
@@ -97,10 +104,11 @@ impl Channel {
     }
 
     /// From here on all goes through a lane, which the host has been told.
-    pub(super) fn use_lane(&mut self, ends: WorkerLane, spin: Spin) {
+    pub(super) fn use_lane(&mut self, ends: WorkerLane, spin: Duration) {
         self.lane = Some(Lane {
             ends,
-            spin,
+            spin: Spin::new(spin),
+            first: Some(Spin::new(FIRST * spin)),
             reader: FrameReader::new(lane::LONGEST),
             on_socket: false,
         });
@@ -173,9 +181,16 @@ impl Channel {
 }
 
 impl Lane {
+    /// Looks for a while whether there is something to read.
+    fn look(&mut self) -> bool {
+        let mut first = self.first.take();
+        let spin = first.as_mut().unwrap_or(&mut self.spin);
+        spin.until(|| self.ends.has_bytes())
+    }
+
     /// Sleeps until there is something to read, or room for an answer. `false`: the host has closed the connection.
     fn sleep(&mut self, socket: &OwnedFd, room: Option<usize>) -> Result<bool, Leaving> {
-        if room.is_none() && self.spin.until(|| self.ends.has_bytes()) {
+        if room.is_none() && self.look() {
             return Ok(true);
         }
         let may_sleep = self.ends.doze(room).map_err(Leaving::broken)?;
