@@ -7,7 +7,9 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::loops::on_a_reactor;
 use crate::suite::rows;
-use crate::support::{Belongings, Invariant, affordable, close, eventually, failure, pool, value};
+use crate::support::{
+    Belongings, Invariant, affordable, builder, close, eventually, failure, pool, value,
+};
 use crate::tasks::*;
 
 const LARGE: usize = 1 << 20;
@@ -65,7 +67,7 @@ rows! {
     fn f9_without_shared_memory_buffers_travel_in_the_message() {
         let before = Belongings::now();
         deny(libc::SYS_memfd_create, libc::EPERM);
-        let pool = Pool::builder().size(2).max_message(4 << 20).build().expect("a pool");
+        let pool = builder().size(2).max_message(4 << 20).build().expect("a pool");
         echoes(&pool, LARGE);
         let too_large = pool.apply_async(echo_buffer, (pattern(5 << 20),));
         assert!(failure(too_large).is::<EncodeError>());
@@ -139,7 +141,7 @@ rows! {
     /// A worker dies while the host reads its result in place, and another while it reads its argument.
     fn f10_memory_outlives_who_made_it() {
         let before = Belongings::now();
-        let pool = Pool::builder().size(1).trust_workers(true).build().expect("a pool");
+        let pool = builder().size(1).trust_workers(true).build().expect("a pool");
         let results: Vec<Buffer> = (0..3).map(|byte| value(pool.apply_async(fill_buffer, (byte, LARGE)))).collect();
         failure(pool.apply_async(abort_with_buffer, (results[0].clone(),)));
         echoes(&pool, LARGE);

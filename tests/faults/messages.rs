@@ -7,8 +7,8 @@ use errback::{Pool, ProtocolError, UnknownTask, WorkerDied};
 
 use crate::suite::rows;
 use crate::support::{
-    Belongings, Invariant, affordable, close, eventually, failure, failure_of, pool, status,
-    succeeds, value,
+    Belongings, Invariant, affordable, builder, close, eventually, failure, failure_of, pool,
+    status, succeeds, value,
 };
 use crate::tasks::*;
 
@@ -156,7 +156,7 @@ rows! {
 
     /// Arguments and results of 0 bytes to 8 MiB.
     fn m6_payloads_of_all_sizes_come_back_equal() {
-        for pool in [pool(2), Pool::builder().size(2).shared_buffers(None).build().expect("a pool")] {
+        for pool in [pool(2), builder().size(2).shared_buffers(None).build().expect("a pool")] {
         for size in [0, 1, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, 1 << 20, 8 << 20] {
             let bytes: Vec<u8> = (0..size).map(|n| (n * 7 + n / 251) as u8).collect();
             assert!(value(pool.apply_async(echo, (bytes.clone(),))) == bytes, "{size} bytes");

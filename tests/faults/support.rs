@@ -31,14 +31,30 @@ pub(crate) fn patience() -> u32 {
         .unwrap_or(10)
 }
 
+/// What `ERRBACK_TEST_WITHOUT` may name.
+const FAST_PATHS: [&str; 4] = ["lanes", "batches", "spin", "buffers"];
+
 /// A pool to be described, with the fast paths that this run is about: `ERRBACK_TEST_WITHOUT=lanes,batches` switches some
 /// off.
 pub(crate) fn builder() -> Builder {
     let without = std::env::var("ERRBACK_TEST_WITHOUT").unwrap_or_default();
-    let has = |what| !without.split(',').any(|it| it == what);
-    Pool::builder()
+    let without: Vec<&str> = without.split(',').filter(|it| !it.is_empty()).collect();
+    let unknown = without.iter().find(|it| !FAST_PATHS.contains(it));
+    assert_eq!(
+        unknown, None,
+        "ERRBACK_TEST_WITHOUT may name {FAST_PATHS:?}"
+    );
+    let has = |what| !without.contains(&what);
+    let mut builder = Pool::builder()
         .shared_memory(has("lanes"))
-        .batching(has("batches"))
+        .batching(has("batches"));
+    if !has("spin") {
+        builder = builder.spin(Duration::ZERO);
+    }
+    if !has("buffers") {
+        builder = builder.shared_buffers(None);
+    }
+    builder
 }
 
 pub(crate) fn pool(size: usize) -> Pool {
@@ -294,7 +310,7 @@ impl Invariant {
     /// The same, and all bytes go through the stream.
     pub(crate) fn unshared() -> Invariant {
         let without_pool = Belongings::now();
-        let pool = Pool::builder().size(2).shared_buffers(None).build();
+        let pool = builder().size(2).shared_buffers(None).build();
         Invariant::of(pool.expect("a pool"), without_pool)
     }
 
