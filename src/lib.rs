@@ -100,6 +100,8 @@ pub use error::{
 };
 pub use filesystem_lock::{AlreadyTryingToLock, DeferredFilesystemLock};
 pub use map::{AsCompleted, Map, MapItem, map_to_process};
+#[doc(hidden)]
+pub use pool::MemoryOfWorker;
 pub use pool::{Breaker, Builder, Histogram, Pool, Room, Stats, WhenFull};
 pub use python::{NotAPythonName, PythonTask, python};
 pub use task::{DuplicateTask, Limited, Limits, RemoteError, Task};

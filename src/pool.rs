@@ -71,6 +71,8 @@ use state::{Closing, State};
 pub(crate) use typed::Decode;
 use wakeup::Wakeup;
 
+#[doc(hidden)]
+pub use arenas::MemoryOfWorker;
 pub use builder::Builder;
 pub use histogram::Histogram;
 pub use room::Room;

@@ -31,6 +31,8 @@ mod requests;
 mod start;
 
 use arenas::Arenas;
+#[doc(hidden)]
+pub use arenas::MemoryOfHost;
 use channel::Channel;
 use jobs::{Asked, Counter, Jobs};
 pub use requests::{CancelToken, cancel_requested, cancel_token};

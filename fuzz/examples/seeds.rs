@@ -15,10 +15,13 @@ fn main() {
             .chunks(31)
             .flat_map(|piece| [&[(piece.len() as u8) << 3][..], piece].concat())
             .collect();
+        let shown = [&SHOWN[..], &says(&packets()), &sends(body)].concat();
         let seeds = [
             ("frames", [&[0x5f][..], &decided].concat()),
             ("host_reads", body.to_vec()),
             ("worker_reads", body.to_vec()),
+            ("host_is_shown", shown.clone()),
+            ("worker_is_shown", shown),
             ("comes_back", frame.clone()),
             ("mutated", frame.clone()),
         ];
@@ -28,6 +31,29 @@ fn main() {
             fs::write(target.join(format!("example-{number}")), seed).expect("a file");
         }
     }
+}
+
+/// In the form of the decisions of `arenas::Peer`: sound memory is shown under the number that the examples refer to, and
+/// then all of it is referred to. The first byte is whether a worker is trusted.
+const SHOWN: [u8; 12] = [0, 1, 0x1f, 0x11, 0, 0xff, 5, 5, 1, 0, 0xff, 5];
+
+/// Packets, each with memory.
+fn says(packets: &[Vec<u8>]) -> Vec<u8> {
+    let say =
+        |packet: &Vec<u8>| [&[0, packet.len() as u8 - 1], &packet[..], &[0, 0x1f, 0x11]].concat();
+    packets.iter().flat_map(say).collect()
+}
+
+/// A message as it is.
+fn sends(body: &[u8]) -> Vec<u8> {
+    [&[7][..], &(body.len() as u16).to_be_bytes(), body].concat()
+}
+
+/// The examples of what is said about memory.
+fn packets() -> Vec<Vec<u8>> {
+    let blocks = DOCUMENT.split("```hex-packet ").skip(1);
+    let lines = blocks.map(|block| block.lines().nth(2).expect("bytes"));
+    lines.map(|line| hex(line).collect()).collect()
 }
 
 /// The blocks of hex, good and bad, as bytes.
@@ -42,10 +68,9 @@ fn examples() -> Vec<Vec<u8>> {
     found
 }
 
-fn hex(line: &str) -> Vec<u8> {
+fn hex(line: &str) -> impl Iterator<Item = u8> {
     let digits = line.split('#').next().unwrap_or_default();
     digits
         .split_whitespace()
         .map(|byte| u8::from_str_radix(byte, 16).expect("a block of hex"))
-        .collect()
 }

@@ -20,7 +20,10 @@ use crate::buffer::packet::{self, Came, Packet, Word};
 use crate::buffer::travel::{self, Attachment, Received, Reference};
 use crate::buffer::{Buffer, Foreign};
 use crate::hook::memory::{View, owned_length};
-use crate::wire::{BuffersNotice, EncodeError, ProtocolError, references_in};
+use crate::wire::{
+    Answer, BuffersNotice, DecodeError, EncodeError, Message, Outcome, ProtocolError, decode_value,
+    references_in,
+};
 use parking_lot::Mutex;
 
 /// How many arenas a worker may have.
@@ -34,7 +37,8 @@ const MOST_OURS: usize = 128;
 
 /// See the module.
 pub(super) struct Arenas {
-    process: Arc<Process>,
+    /// Where they are spoken of.
+    requests: Arc<OwnedFd>,
     /// Whether the worker takes references.
     pub(super) shared: bool,
     /// Whether its arenas are read in place.
@@ -58,7 +62,7 @@ struct Theirs {
 /// Tells the worker what has been read.
 struct Returns {
     /// Weak: a buffer may live longer than its worker, and shall not keep its descriptors open.
-    process: Weak<Process>,
+    requests: Weak<OwnedFd>,
     /// What could not be told yet, as the worker had not read what it was told before.
     pending: Mutex<Vec<u64>>,
 }
@@ -71,11 +75,11 @@ impl Returns {
     }
 
     fn flush(&self, pending: &mut Vec<u64>) {
-        let Some(process) = self.process.upgrade() else {
+        let Some(requests) = self.requests.upgrade() else {
             return pending.clear();
         };
         while let Some(number) = pending.last() {
-            match packet::send(process.requests(), Word::Returned, *number, None) {
+            match packet::send(requests.as_fd(), Word::Returned, *number, None) {
                 Ok(()) => drop(pending.pop()),
                 Err(_) => return,
             }
@@ -84,13 +88,17 @@ impl Returns {
 }
 
 impl Arenas {
-    pub(super) fn new(process: Arc<Process>) -> Arenas {
+    pub(super) fn new(process: &Process) -> Arenas {
+        Arenas::on(Arc::clone(process.requests()))
+    }
+
+    fn on(requests: Arc<OwnedFd>) -> Arenas {
         let returns = Returns {
-            process: Arc::downgrade(&process),
+            requests: Arc::downgrade(&requests),
             pending: Mutex::default(),
         };
         Arenas {
-            process,
+            requests,
             shared: false,
             trusted: false,
             announced: BTreeMap::new(),
@@ -134,7 +142,7 @@ impl Arenas {
             false => Word::HandedOver,
         };
         let memory = Some((lease.size() as u64, lease.memfd()));
-        let sent = packet::send(self.process.requests(), word, number, memory).is_ok();
+        let sent = packet::send(self.requests.as_fd(), word, number, memory).is_ok();
         if sent && keeps {
             self.announced.insert(number, lease.alive());
         }
@@ -143,10 +151,10 @@ impl Arenas {
 
     /// Has the worker let go of arenas that are no more.
     fn forget(&mut self) {
-        let process = &self.process;
+        let requests = &self.requests;
         self.announced.retain(|number, alive| {
             alive.strong_count() > 0
-                || packet::send(process.requests(), Word::Forget, *number, None).is_err()
+                || packet::send(requests.as_fd(), Word::Forget, *number, None).is_err()
         });
     }
 
@@ -230,7 +238,7 @@ impl Arenas {
             if self.theirs.contains_key(&number) {
                 return Ok(());
             }
-            match packet::receive(self.process.requests()) {
+            match packet::receive(self.requests.as_fd()) {
                 Some(Came::Arena(packet)) => self.take(packet)?,
                 Some(Came::Other(_)) => {} // of a later version
                 None => break,
@@ -341,4 +349,39 @@ impl Theirs {
 
 fn unreadable(why: impl std::fmt::Display) -> ProtocolError {
     ProtocolError::new(format!("its shared memory cannot be read: {why}"))
+}
+
+/// What a host makes of a worker's shared memory, whatever that says on its socket of requests and in its answers. For those
+/// who play a worker and cannot start a process for each; no part of the interface.
+#[doc(hidden)]
+pub struct MemoryOfWorker(Arenas);
+
+impl MemoryOfWorker {
+    /// `requests`: the host's end of the socket.
+    pub fn new(requests: OwnedFd, trusted: bool) -> MemoryOfWorker {
+        let mut arenas = Arenas::on(Arc::new(requests));
+        arenas.trusted = trusted;
+        MemoryOfWorker(arenas)
+    }
+
+    /// The buffers of which an answer consists, given the body of its frame.
+    pub fn answer(
+        &mut self,
+        body: &[u8],
+    ) -> Result<Result<Vec<Buffer>, DecodeError>, ProtocolError> {
+        match Message::parse(body)? {
+            Message::Answer(Answer {
+                outcome: Outcome::Value(value),
+                ..
+            }) => {
+                let received = self.0.receive(value)?;
+                Ok(travel::with_received(received, || decode_value(value)))
+            }
+            Message::Notification { params, .. } => {
+                self.0.note(params, std::iter::empty())?;
+                Ok(Ok(Vec::new()))
+            }
+            _ => Ok(Ok(Vec::new())),
+        }
+    }
 }

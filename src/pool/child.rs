@@ -185,7 +185,7 @@ impl Launch {
         let ends = Ends {
             wakeup: Wakeup::new()?,
             begun,
-            requests,
+            requests: Arc::new(requests),
         };
         Ok((ends, lane.map(|(lane, _)| lane)))
     }
@@ -288,8 +288,8 @@ pub(super) struct Ends {
     wakeup: Wakeup,
     /// The worker counts it up when it begins with a call.
     begun: OwnedFd,
-    /// Asks it to stop a call.
-    requests: OwnedFd,
+    /// Asks it to stop a call. Shared with who speaks of memory on it.
+    requests: Arc<OwnedFd>,
 }
 
 /// How a process ended.
@@ -433,8 +433,8 @@ impl Process {
     }
 
     /// Where requests to stop go, and what is said of shared memory.
-    pub(super) fn requests(&self) -> BorrowedFd<'_> {
-        self.ends.requests.as_fd()
+    pub(super) fn requests(&self) -> &Arc<OwnedFd> {
+        &self.ends.requests
     }
 
     /// How much memory the process has resident, in bytes. `None`: it is not known.

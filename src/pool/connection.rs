@@ -236,7 +236,7 @@ impl Connection {
             born,
         } = child;
         Connection {
-            arenas: Arenas::new(Arc::clone(&process)),
+            arenas: Arenas::new(&process),
             watch: Arc::new(Watch {
                 process: Arc::clone(&process),
                 socket,

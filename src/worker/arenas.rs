@@ -6,18 +6,20 @@
 //! there; a fork keeps them too, as the child has what its parent had. How it is all said is in `docs/protocol.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use super::requests;
 use crate::buffer::Buffer;
 use crate::buffer::Foreign;
 use crate::buffer::arena::{self, Lease};
-use crate::buffer::packet::{self, Packet, Word};
+use crate::buffer::packet::{self, Came, Packet, Word};
 use crate::buffer::travel::{self, Attachment, Received, Reference};
 use crate::hook;
 use crate::hook::memory::View;
-use crate::wire::{BuffersNotice, EncodeError, Encoder, references_in};
+use crate::wire::{
+    BuffersNotice, EncodeError, Encoder, Message, ProtocolError, decode_value, references_in,
+};
 
 /// How many bytes of the host's arenas stay mapped that nobody reads.
 const KEEP_MAPPED: usize = 128 << 20;
@@ -296,5 +298,70 @@ impl Arenas {
             gone: some(|it| &mut it.gone),
         };
         (!now.is_empty()).then_some(now)
+    }
+}
+
+/// What a worker makes of its host's shared memory, whatever that says on the socket of requests and in its calls. For those who
+/// play a host and cannot start a process for each; no part of the interface.
+#[doc(hidden)]
+pub struct MemoryOfHost {
+    requests: OwnedFd,
+    arenas: Arenas,
+}
+
+impl MemoryOfHost {
+    /// `requests`: the worker's end of the socket.
+    pub fn new(requests: OwnedFd) -> MemoryOfHost {
+        MemoryOfHost {
+            requests,
+            arenas: Arenas::new(Some(1), None),
+        }
+    }
+
+    /// The buffers of which the one argument of a call consists, given the body of its frame.
+    pub fn call(&mut self, body: &[u8]) -> Result<Result<Vec<Buffer>, String>, ProtocolError> {
+        let Message::Call { args, .. } = Message::parse(body)? else {
+            return Ok(Ok(Vec::new()));
+        };
+        self.look();
+        Ok(self.arenas.receive(args).and_then(|received| {
+            let decoded = travel::with_received(received, || decode_value::<(Vec<Buffer>,)>(args));
+            decoded.map(|(buffers,)| buffers).map_err(|e| e.to_string())
+        }))
+    }
+
+    fn look(&mut self) {
+        while let Some(came) = packet::receive(self.requests.as_fd()) {
+            match came {
+                Came::Arena(packet) => self.arenas.take(packet),
+                Came::Other(_) => {}
+            }
+        }
+    }
+
+    /// The call is done: which of the host's arenas are kept from here on, and which are not any more.
+    pub fn end_call(&mut self) -> (Vec<u64>, Vec<u64>) {
+        self.arenas.finish_call();
+        let (mut kept, mut freed) = (Vec::new(), Vec::new());
+        while let Some(notice) = self.arenas.take_notice() {
+            kept.extend(notice.kept);
+            freed.extend(notice.freed);
+        }
+        (kept, freed)
+    }
+
+    /// Lends the host an arena of its own, as one answer would that refers to it. Its number; `None`: none is to be had.
+    pub fn lend(&mut self) -> Option<u64> {
+        let lease = arena::lease(1)?;
+        let number = lease.number();
+        let lent = self.arenas.lent.entry(number);
+        lent.or_insert((Arc::new(lease), 0)).1 += 1;
+        Some(number)
+    }
+
+    /// How many of those the host has not returned.
+    pub fn lent(&mut self) -> usize {
+        self.look();
+        self.arenas.lent.len()
     }
 }

@@ -5,6 +5,8 @@
 
 // `fuzz/` makes a library of these, for which they are public.
 #[allow(unreachable_pub)]
+mod arenas;
+#[allow(unreachable_pub)]
 mod bytes;
 #[allow(unreachable_pub)]
 mod memory;
@@ -43,6 +45,16 @@ proptest! {
     #[test]
     fn both_read_what_is_almost_right(bytes in some_bytes()) {
         bytes::mutated(Source::new(&bytes));
+    }
+
+    #[test]
+    fn a_host_reads_only_sound_memory_of_its_workers(bytes in some_bytes()) {
+        arenas::host_is_shown(Source::new(&bytes));
+    }
+
+    #[test]
+    fn a_worker_reads_only_sound_memory_of_its_host(bytes in some_bytes()) {
+        arenas::worker_is_shown(Source::new(&bytes));
     }
 
     #[test]

@@ -1,0 +1,6 @@
+//! What a worker says of shared memory, and refers to, as its host takes it.
+#![no_main]
+
+use errback_fuzz::{arenas, values::Source};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| arenas::host_is_shown(Source::new(data)));
