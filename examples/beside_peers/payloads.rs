@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use errback::{Buffer, Failure, Pool, Reactor, Task, defer_to_process_pool};
 
-use crate::options::Options;
+use crate::options::{Options, WORKERS};
 use crate::report::{Row, microseconds, percentile};
-use crate::tasks::{Bytes, echo, echo_buffer, echo_list, warm_pool};
+use crate::tasks::{Bytes, echo, echo_buffer, echo_list, warm, warm_pool};
 use crate::{Done, on_a_reactor};
 
 const SIZES: [(&str, usize); 5] = [
@@ -22,8 +22,11 @@ const LARGEST_LIST: usize = 1 << 20;
 
 pub(crate) fn payload(options: &Options) -> Done {
     let (pool, _) = warm_pool(options)?;
+    let trusting = options.pool().trust_workers(true).build()?;
+    warm(&trusting, WORKERS)?;
     let bytes = options.row("D", "");
     let buffers = options.row("D", "_Buffer");
+    let in_place = options.row("D", "_Buffer_in_place");
     let list = options.row("D", "_plain_Vec_u8");
     let largest = match options.quick {
         true => options.max.min(1 << 26),
@@ -37,6 +40,8 @@ pub(crate) fn payload(options: &Options) -> Done {
             let buffer = || Buffer::from(sample(size));
             let times = echoes(&reactor, &pool, echo_buffer, buffer, patience).await?;
             report(&buffers, tag, size, &times);
+            let times = echoes(&reactor, &trusting, echo_buffer, buffer, patience).await?;
+            report(&in_place, tag, size, &times);
             report(
                 &bytes,
                 tag,
