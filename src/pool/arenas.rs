@@ -88,7 +88,7 @@ impl Returns {
 }
 
 impl Arenas {
-    pub(super) fn new(process: &Process) -> Arenas {
+    pub(super) fn new(process: Arc<Process>) -> Arenas {
         Arenas::on(Arc::clone(process.requests()))
     }
 

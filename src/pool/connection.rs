@@ -236,7 +236,7 @@ impl Connection {
             born,
         } = child;
         Connection {
-            arenas: Arenas::new(&process),
+            arenas: Arenas::new(Arc::clone(&process)),
             watch: Arc::new(Watch {
                 process: Arc::clone(&process),
                 socket,
