@@ -7,7 +7,7 @@ use errback::{Pool, ProtocolError, UnknownTask, WorkerDied};
 
 use crate::suite::rows;
 use crate::support::{
-    Belongings, Invariant, affordable, builder, close, eventually, failure, failure_of, pool,
+    Belongings, Invariant, affordable, builder, close, eventually, failure, failure_of, has, pool,
     status, succeeds, value,
 };
 use crate::tasks::*;
@@ -34,7 +34,7 @@ fn hello() -> Vec<u8> {
 fn host_hello() -> Vec<u8> {
     HostHello {
         max_frame: wire::MAX_FRAME as u64,
-        buffers: Some(65_536),
+        buffers: has("buffers").then_some(65_536),
         ..HostHello::default()
     }
     .encode()

@@ -34,9 +34,8 @@ pub(crate) fn patience() -> u32 {
 /// What `ERRBACK_TEST_WITHOUT` may name.
 const FAST_PATHS: [&str; 4] = ["lanes", "batches", "spin", "buffers"];
 
-/// A pool to be described, with the fast paths that this run is about: `ERRBACK_TEST_WITHOUT=lanes,batches` switches some
-/// off.
-pub(crate) fn builder() -> Builder {
+/// Whether this run is to have a fast path: `ERRBACK_TEST_WITHOUT=lanes,batches` switches some off.
+pub(crate) fn has(fast_path: &str) -> bool {
     let without = std::env::var("ERRBACK_TEST_WITHOUT").unwrap_or_default();
     let without: Vec<&str> = without.split(',').filter(|it| !it.is_empty()).collect();
     let unknown = without.iter().find(|it| !FAST_PATHS.contains(it));
@@ -44,7 +43,11 @@ pub(crate) fn builder() -> Builder {
         unknown, None,
         "ERRBACK_TEST_WITHOUT may name {FAST_PATHS:?}"
     );
-    let has = |what| !without.contains(&what);
+    !without.contains(&fast_path)
+}
+
+/// A pool to be described, with the fast paths that this run is about.
+pub(crate) fn builder() -> Builder {
     let mut builder = Pool::builder()
         .shared_memory(has("lanes"))
         .batching(has("batches"));

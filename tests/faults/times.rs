@@ -14,6 +14,11 @@ use crate::tasks::*;
 
 const MS: Duration = Duration::from_millis(1);
 
+/// A pool to be described whose tiny jobs travel together, in a run without batches too: these rows are about them.
+fn batching() -> errback::Builder {
+    crate::support::builder().batching(true)
+}
+
 /// A pool of one whose worker has so many jobs at once: the first of them holds it at the gate, `last` is submitted after
 /// them, and then one more. Jobs go together only if the last ones of their task were short, which a busy machine may
 /// belie; so it is tried until they do.
@@ -44,7 +49,7 @@ fn together<T>(
 
 /// A pool of one whose worker has run many tiny jobs.
 fn warm() -> Pool {
-    let pool = pool(1);
+    let pool = batching().size(1).build().expect("a pool");
     let jobs: Vec<_> = (0..300)
         .map(|n| pool.apply_async(touch, (String::new(), n)))
         .collect();
@@ -163,7 +168,7 @@ rows! {
         use std::sync::atomic::Ordering::SeqCst;
         let gate = Gate::new();
         loop {
-            let pool = crate::support::builder().size(1).cancel_grace(Duration::ZERO).build().expect("a pool");
+            let pool = batching().size(1).cancel_grace(Duration::ZERO).build().expect("a pool");
             let warm: Vec<_> = (0..300).map(|_| pool.apply_async(touch_slowly, (String::new(), 0))).collect();
             warm.into_iter().for_each(succeeds);
             let opener = pool.apply_async(hold, (gate.path.clone(),));
@@ -196,7 +201,7 @@ rows! {
     fn c4_a_job_that_is_cancelled_a_thousand_times_leaves_room_to_take_another_back() {
         let (gate, mark) = (Gate::new(), nowhere("flood"));
         loop {
-            let pool = crate::support::builder().size(1).cancel_grace(Duration::MAX).build().expect("a pool");
+            let pool = batching().size(1).cancel_grace(Duration::MAX).build().expect("a pool");
             let warm: Vec<_> = (0..300).map(|n| pool.apply_async(touch, (String::new(), n))).collect();
             warm.into_iter().for_each(succeeds);
             let opener = pool.apply_async(hold, (gate.path.clone(),));
