@@ -77,12 +77,10 @@ fn nap(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
 
-fn kill(pid: u32) {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    rustix::process::kill_process(pid.expect("a process"), rustix::process::Signal::KILL)
-        .expect("it lives");
+#[errback::task]
+fn nap_and_abort(milliseconds: u64) {
+    nap(milliseconds);
+    std::process::abort();
 }
 
 fn pool(size: usize) -> Pool {
@@ -461,11 +459,9 @@ fn a_long_job_that_its_worker_was_given_at_once_can_be_cancelled_and_its_death_i
         killed.cancel();
         let failure = killed.get().expect_err("it is cancelled");
         assert!(failure.is::<errback::CancelledError>(), "{failure}");
-        let dead = pool.apply_async(nap, (600_000,));
-        assert!(!dead.wait_timeout(Duration::from_millis(1)));
-        let pid = pool.stats().workers[0];
-        kill(pid);
-        let failure = dead.get().expect_err("it died");
+        pool.apply_async(nap, (0,)).get().expect("it is replaced");
+        let dies = pool.apply_async(nap_and_abort, (600,));
+        let failure = dies.get().expect_err("it died");
         assert!(failure.is::<WorkerDied>(), "{failure}");
     }
 }

@@ -378,7 +378,7 @@ impl MemoryOfWorker {
                 Ok(travel::with_received(received, || decode_value(value)))
             }
             Message::Notification { params, .. } => {
-                self.0.note(params, std::iter::empty())?;
+                self.0.note(params, &[])?;
                 Ok(Ok(Vec::new()))
             }
             _ => Ok(Ok(Vec::new())),
