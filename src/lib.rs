@@ -132,7 +132,7 @@ pub use errback_deferred::{
 #[doc(hidden)]
 pub mod __private {
     pub use crate::task::*;
-    pub use crate::wire::{DecodeError, RemoteErrorBody};
+    pub use crate::wire::{DecodeError, RemoteErrorBody, ValueReader};
     pub use crate::{__describe_error as describe_error, __restore_error as restore_error};
     pub use {anyhow, linkme};
 }

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use errback_deferred::{Deferred, Failure, ReactorCore, gather_results};
 use parking_lot::{Condvar, Mutex};
@@ -121,7 +122,7 @@ impl Pool {
             size,
             taken: 0,
             out,
-            ready: VecDeque::new(),
+            ready: Vec::new().into_iter(),
             next: 0,
             early: BTreeMap::new(),
         }
@@ -177,7 +178,15 @@ where
             });
         });
     }
-    gather_results(chunks).add_callback(|chunks| Ok(chunks.into_iter().flatten().collect()))
+    gather_results(chunks).add_callback(|chunks| Ok(joined(chunks)))
+}
+
+fn joined<T>(chunks: Vec<Vec<T>>) -> Vec<T> {
+    let mut all = Vec::with_capacity(chunks.iter().map(Vec::len).sum());
+    for chunk in chunks {
+        all.extend(chunk);
+    }
+    all
 }
 
 /// The results of a task over many items; see [`Pool::map`].
@@ -189,7 +198,7 @@ pub struct Map<F: Task, I: Iterator> {
     taken: usize,
     out: Out<F>,
     /// Results that come next.
-    ready: VecDeque<Result<F::Output, Failure>>,
+    ready: IntoIter<Result<F::Output, Failure>>,
     /// The first item whose result is not in `ready`.
     next: usize,
     /// Chunks that were done before an earlier one.
@@ -273,6 +282,20 @@ where
         }
     }
 
+    /// Waits for the results that come next; `None` at the end.
+    #[inline(never)]
+    fn next_chunk(&mut self) -> Option<()> {
+        loop {
+            if let Some(results) = self.early.remove(&self.next) {
+                self.next += results.len();
+                self.ready = results.into_iter();
+                return Some(());
+            }
+            let (first, results) = self.receive()?;
+            self.early.insert(first, results);
+        }
+    }
+
     /// The next chunk that is done, whichever; `None` at the end.
     fn receive(&mut self) -> Option<Chunk<F::Output>> {
         self.refill();
@@ -299,17 +322,14 @@ where
 {
     type Item = Result<F::Output, Failure>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        while self.ready.is_empty() {
-            if let Some(results) = self.early.remove(&self.next) {
-                self.next += results.len();
-                self.ready = results.into();
-                continue;
+        loop {
+            match self.ready.next() {
+                Some(result) => return Some(result),
+                None => self.next_chunk()?,
             }
-            let (first, results) = self.receive()?;
-            self.early.insert(first, results);
         }
-        self.ready.pop_front()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -170,13 +170,21 @@ where
     }
 
     fn decode_result(bytes: &[u8]) -> Result<Out, DecodeError> {
-        wire::decode_value(bytes)
-            .map_err(|error| error.at(format_args!("the result is no {}", type_name::<Out>())))
+        wire::decode_value(bytes).map_err(is_no::<Out>)
+    }
+
+    fn decode_next(values: &mut wire::ValueReader<'_>) -> Result<Out, DecodeError> {
+        values.read().map_err(is_no::<Out>)
     }
 
     fn decode_error(body: RemoteErrorBody) -> anyhow::Error {
         RemoteError::from(body).into()
     }
+}
+
+#[cold]
+fn is_no<Out>(error: DecodeError) -> DecodeError {
+    error.at(format_args!("the result is no {}", type_name::<Out>()))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use linkme::distributed_slice;
 use serde::Serialize;
 
-use crate::wire::{DecodeError, ErrorKind, RemoteErrorBody};
+use crate::wire::{DecodeError, ErrorKind, RemoteErrorBody, ValueReader};
 
 mod expansion;
 mod limits;
@@ -78,6 +78,12 @@ pub trait Task: Copy + Send + Sync + 'static {
     /// The bytes are not an [`Output`](Task::Output).
     fn decode_result(bytes: &[u8]) -> Result<Self::Output, DecodeError>;
 
+    /// The same from the next of many values, for what is made for the task's types.
+    #[doc(hidden)]
+    fn decode_next(values: &mut ValueReader<'_>) -> Result<Self::Output, DecodeError> {
+        Self::decode_result(values.raw()?)
+    }
+
     /// Makes an error of what a worker says about the `Err` that the function returned: the error itself, where its
     /// type can be encoded, or else a [`RemoteError`].
     fn decode_error(body: RemoteErrorBody) -> anyhow::Error;
@@ -135,12 +141,18 @@ pub trait Task: Copy + Send + Sync + 'static {
 pub struct TaskEntry {
     name: &'static str,
     run: fn(&mut Call<'_>) -> Ran,
+    /// The same for the calls of a chunk.
+    run_all: fn(&mut Calls<'_>) -> Ran,
 }
 
 impl TaskEntry {
     #[doc(hidden)]
-    pub const fn new(name: &'static str, run: fn(&mut Call<'_>) -> Ran) -> TaskEntry {
-        TaskEntry { name, run }
+    pub const fn new(
+        name: &'static str,
+        run: fn(&mut Call<'_>) -> Ran,
+        run_all: fn(&mut Calls<'_>) -> Ran,
+    ) -> TaskEntry {
+        TaskEntry { name, run, run_all }
     }
 
     /// The task's name.
@@ -156,6 +168,11 @@ impl TaskEntry {
     /// Decodes the arguments, runs the function, encodes its result. What panics in it panics here.
     pub(crate) fn run(&self, call: &mut Call<'_>) -> Ran {
         (self.run)(call)
+    }
+
+    /// The same for many, each of which has its own result. An error is that of all.
+    pub(crate) fn run_all(&self, calls: &mut Calls<'_>) -> Ran {
+        (self.run_all)(calls)
     }
 }
 
@@ -392,9 +409,13 @@ mod tests {
         Ok(())
     }
 
-    static FIRST: TaskEntry = TaskEntry::new("first", run);
-    static SECOND: TaskEntry = TaskEntry::new("demo::second", run);
-    static FIRST_AGAIN: TaskEntry = TaskEntry::new("first", run);
+    fn run_all(calls: &mut Calls<'_>) -> Ran {
+        calls.run(run)
+    }
+
+    static FIRST: TaskEntry = TaskEntry::new("first", run, run_all);
+    static SECOND: TaskEntry = TaskEntry::new("demo::second", run, run_all);
+    static FIRST_AGAIN: TaskEntry = TaskEntry::new("first", run, run_all);
 
     #[test]
     fn an_exception_has_its_names_its_members_and_its_story() {

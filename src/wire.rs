@@ -9,10 +9,12 @@
 //! treats its host so too. Nothing is allocated because a length says so, and a frame is walked through once, to its
 //! last byte, before any of it is believed.
 
+mod chunk;
+mod decode;
 mod encode;
 mod scan;
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +22,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use chunk::{Chunk, ChunkResults, NoValue, ResultsWriter, encode_chunk_sharing};
+pub use chunk::{EACH, MAP, encode_chunk, parse_chunk_results};
 pub(crate) use encode::Encoder;
 use scan::Scanner;
 pub(crate) use scan::references_in;
@@ -159,269 +163,6 @@ pub fn patch_call_id(frame: &mut [u8], id: u64) {
     frame[CALL_ID_OFFSET..CALL_ID_OFFSET + 8].copy_from_slice(&id.to_be_bytes());
 }
 
-/// The name under which a worker takes a [chunk](encode_chunk) of calls. Names that begin with `errback.` are no tasks'.
-pub const MAP: &str = "errback.map";
-
-/// The same for calls that have one argument each.
-pub const EACH: &str = "errback.each";
-
-/// Many calls of one task as one: `[0, id, "errback.map", [task, [args, …]]]`, or, if each has one argument,
-/// `[0, id, "errback.each", [task, [argument, …]]]`. The answer to it has a result for each, in their order: see
-/// [`parse_chunk_results`].
-///
-/// ```
-/// use errback::wire::{MAX_FRAME, encode_chunk};
-///
-/// let frame = encode_chunk(7, "add", &[(1, 2), (3, 4)], MAX_FRAME)?;
-/// assert!(frame.ends_with(&[0x92, 0xa3, b'a', b'd', b'd', 0x92, 0x92, 1, 2, 0x92, 3, 4]));
-/// let frame = encode_chunk(7, "inc", &[(1,), (2,)], MAX_FRAME)?;
-/// assert!(frame.ends_with(&[0x92, 0xa3, b'i', b'n', b'c', 0x92, 1, 2]));
-/// # Ok::<(), errback::wire::EncodeError>(())
-/// ```
-///
-/// # Errors
-/// As those of [`encode_call`].
-pub fn encode_chunk<A: Serialize>(
-    id: u64,
-    task: &str,
-    chunk: &[A],
-    max_frame: usize,
-) -> Result<Vec<u8>, EncodeError> {
-    encode_chunk_sharing(id, task, chunk, max_frame, None).map(|(frame, _)| frame)
-}
-
-/// The same, in which buffers of `share_from` bytes and more are referred to.
-pub(crate) fn encode_chunk_sharing<A: Serialize>(
-    id: u64,
-    task: &str,
-    chunk: &[A],
-    max_frame: usize,
-    share_from: Option<usize>,
-) -> Result<WithAttachments, EncodeError> {
-    let begin = |form: &str| {
-        begin_chunk(form, id, task, chunk.len(), max_frame).map(|it| it.sharing(share_from))
-    };
-    if let Some(frame) = chunk_in_form(begin, chunk, true)? {
-        return Ok(frame);
-    }
-    let frame = chunk_in_form(begin, chunk, false)?;
-    Ok(frame.expect("this form takes every number of arguments"))
-}
-
-/// A chunk, in the form for one argument if the first call has one, and that form `may_be_each`. `None` if not all are as
-/// the first, for which there must be a `Serialize` that is not always of one mind.
-fn chunk_in_form<A: Serialize>(
-    begin: impl Fn(&str) -> Result<Encoder, EncodeError>,
-    chunk: &[A],
-    may_be_each: bool,
-) -> Result<Option<WithAttachments>, EncodeError> {
-    let mut encoder = begin(MAP)?;
-    let Some((first, others)) = chunk.split_first() else {
-        finish(&mut encoder);
-        return Ok(Some(encoder.into_parts()));
-    };
-    let start = encoder.bytes().len();
-    encoder.set_depth(CHUNK_DEPTH);
-    args_value(&mut encoder, first)?;
-    let each = may_be_each && encoder.bytes()[start] == ARRAY_OF_ONE;
-    if each {
-        // The name of this form is longer by the one byte that the header of the array has.
-        let other = begin(EACH)?;
-        encoder.bytes_mut()[..=start].copy_from_slice(other.bytes());
-    }
-    for args in others {
-        if !each {
-            encoder.set_depth(CHUNK_DEPTH);
-            args_value(&mut encoder, args)?;
-        } else if !only_argument(&mut encoder, args)? {
-            return Ok(None);
-        }
-    }
-    finish(&mut encoder);
-    Ok(Some(encoder.into_parts()))
-}
-
-/// Adds the one argument without the array around it; false if it is not one. The header goes where the last byte is, which
-/// is then put back: nothing is moved, however long the argument.
-fn only_argument<A: Serialize>(encoder: &mut Encoder, args: &A) -> Result<bool, EncodeError> {
-    let last = encoder.bytes().len() - 1;
-    let kept = encoder.bytes()[last];
-    encoder.truncate(last);
-    encoder.set_depth(CHUNK_DEPTH);
-    args_value(encoder, args)?;
-    let header = std::mem::replace(&mut encoder.bytes_mut()[last], kept);
-    Ok(header == ARRAY_OF_ONE)
-}
-
-fn begin_chunk(
-    form: &str,
-    id: u64,
-    task: &str,
-    calls: usize,
-    max_frame: usize,
-) -> Result<Encoder, EncodeError> {
-    let mut encoder = framed(max_frame);
-    encoder.raw(&[0x94, 0x00])?;
-    encoder.marked(0xcf, id.to_be_bytes())?;
-    encoder.text(form)?;
-    encoder.array(2)?;
-    encoder.text(task)?;
-    encoder.array(calls)?;
-    Ok(encoder)
-}
-
-const ARRAY_OF_ONE: u8 = 0x91;
-
-/// How deep the arguments and the results of a chunk are in its arrays.
-const CHUNK_DEPTH: usize = 2;
-
-/// The only member of the map that is the result of a chunk of which no call failed.
-const ALL: &str = "all";
-
-/// The calls of a chunk, as a worker reads them.
-pub(crate) struct Chunk<'a> {
-    pub(crate) task: &'a str,
-    left: usize,
-    calls: Scanner<'a>,
-}
-
-impl<'a> Chunk<'a> {
-    pub(crate) fn parse(args: &'a [u8]) -> Result<Chunk<'a>, DecodeError> {
-        Chunk::read(Scanner::new(args))
-            .map_err(|e| DecodeError::new(format!("not a task and an array of calls: {e}")))
-    }
-
-    fn read(mut scanner: Scanner<'a>) -> Result<Chunk<'a>, ProtocolError> {
-        match scanner.array()? {
-            2 => Ok(Chunk {
-                task: scanner.text()?,
-                left: scanner.array()?,
-                calls: scanner,
-            }),
-            other => Err(ProtocolError::new(format!("an array of {other}"))),
-        }
-    }
-
-    /// How many calls there are still to come.
-    pub(crate) fn len(&self) -> usize {
-        self.left
-    }
-
-    /// The arguments of the next call, or its one argument: as the chunk has them.
-    pub(crate) fn next_args(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        self.left -= 1;
-        self.calls
-            .value()
-            .map(Some)
-            .map_err(|e| DecodeError::new(e.to_string()))
-    }
-}
-
-/// Begins the array of the results of a chunk.
-pub(crate) fn begin_results(encoder: &mut Encoder, count: usize) -> Result<(), EncodeError> {
-    encoder.array(count)
-}
-
-/// Begins one of them, `[nil, value]`; the value is to follow. Gives the place where it began.
-pub(crate) fn begin_result(encoder: &mut Encoder) -> Result<usize, EncodeError> {
-    let start = encoder.bytes().len();
-    encoder.set_depth(CHUNK_DEPTH);
-    encoder.raw(&[0x92, 0xc0])?;
-    Ok(start)
-}
-
-/// Makes `[error, nil]` of the result that began at `start`.
-pub(crate) fn error_result(
-    encoder: &mut Encoder,
-    start: usize,
-    error: RemoteErrorBody,
-) -> Result<(), EncodeError> {
-    encoder.truncate(start);
-    encoder.raw(&[0x92])?;
-    encoder.value(&error.bounded())?;
-    encoder.raw(&[0xc0])
-}
-
-/// The results of a chunk, from the value that answers it.
-///
-/// ```
-/// use errback::wire::{Outcome, parse_chunk_results};
-///
-/// let results = parse_chunk_results(&[0x91, 0x92, 0xc0, 3], 1)?;
-/// assert!(matches!(results[..], [Outcome::Value([3])]));
-/// // None failed, and the worker says so in fewer words: {"all": [3]}.
-/// let results = parse_chunk_results(b"\x81\xa3all\x91\x03", 1)?;
-/// assert!(matches!(results[..], [Outcome::Value([3])]));
-/// # Ok::<(), errback::wire::ProtocolError>(())
-/// ```
-///
-/// # Errors
-/// The value is something else, or has not a result for each of the `calls`.
-pub fn parse_chunk_results(value: &[u8], calls: usize) -> Result<Vec<Outcome<'_>>, ProtocolError> {
-    let mut all = Vec::with_capacity(calls.min(value.len()));
-    let mut results = ChunkResults::parse(value, calls)?;
-    while let Some(outcome) = results.next()? {
-        all.push(outcome);
-    }
-    Ok(all)
-}
-
-/// The same, one by one: an `Outcome` has some two hundred bytes, which need not all be there at once.
-pub(crate) struct ChunkResults<'a> {
-    scanner: Scanner<'a>,
-    left: usize,
-    /// Whether they are values, none of which failed, or pairs.
-    bare: bool,
-}
-
-impl<'a> ChunkResults<'a> {
-    pub(crate) fn parse(value: &'a [u8], calls: usize) -> Result<Self, ProtocolError> {
-        let mut scanner = Scanner::new(value);
-        let bare = scanner.is_map();
-        if bare {
-            let members = scanner.map()?;
-            if members != 1 || scanner.text()? != ALL {
-                let sentence = "results in a map that is not {\"all\": [...]}";
-                return Err(ProtocolError::new(sentence));
-            }
-        }
-        let count = scanner.array()?;
-        // Before any of them is read.
-        if count != calls {
-            return Err(ProtocolError::new(format!(
-                "{count} results for {calls} items"
-            )));
-        }
-        Ok(ChunkResults {
-            scanner,
-            left: count,
-            bare,
-        })
-    }
-
-    /// The next one; `None` behind the last, if that is the end.
-    pub(crate) fn next(&mut self) -> Result<Option<Outcome<'a>>, ProtocolError> {
-        if self.left == 0 {
-            self.scanner.end()?;
-            return Ok(None);
-        }
-        self.left -= 1;
-        if self.bare {
-            return self
-                .scanner
-                .value()
-                .map(|value| Some(Outcome::Value(value)));
-        }
-        match self.scanner.array()? {
-            2 => outcome(&mut self.scanner).map(Some),
-            other => Err(ProtocolError::new(format!("a result of {other} elements"))),
-        }
-    }
-}
-
 /// A notification as a frame: `[2, method, [params]]`. It has no answer.
 ///
 /// ```
@@ -558,19 +299,16 @@ pub(crate) fn panic_text(payload: Box<dyn Any + Send>) -> String {
 /// The bytes are not one `T`, or `T`'s `Deserialize` refuses them or panics.
 pub fn decode_value<T: DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, DecodeError> {
     let mut reader = ValueReader::new(bytes);
-    let value =
-        catch_unwind(AssertUnwindSafe(|| reader.next::<T>())).unwrap_or_else(|payload| {
-            Err(DecodeError::new(format!(
-                "a panic while decoding: {}",
-                panic_text(payload)
-            )))
-        })?;
+    let value = catch_unwind(AssertUnwindSafe(|| reader.read::<T>()))
+        .unwrap_or_else(|payload| Err(DecodeError::panicked(payload)))?;
     reader.end()?;
     Ok(value)
 }
 
 /// Decodes values that lie one behind the other.
-pub(crate) struct ValueReader<'a> {
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct ValueReader<'a> {
     rest: &'a [u8],
 }
 
@@ -579,8 +317,18 @@ impl<'a> ValueReader<'a> {
         ValueReader { rest: bytes }
     }
 
+    /// What has not been read.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// The length of the array that comes next; its elements are read one by one.
+    #[inline]
     pub(crate) fn array(&mut self) -> Result<usize, DecodeError> {
+        if let [marker @ 0x90..=0x9f, rest @ ..] = self.rest {
+            self.rest = rest;
+            return Ok(usize::from(marker & 0x0f));
+        }
         let mut scanner = Scanner::new(self.rest);
         let length = scanner
             .array()
@@ -589,32 +337,38 @@ impl<'a> ValueReader<'a> {
         Ok(length)
     }
 
-    pub(crate) fn next<T: DeserializeOwned + 'static>(&mut self) -> Result<T, DecodeError> {
+    /// Passes over the next value, and gives its bytes.
+    pub(crate) fn skip(&mut self) -> Result<&'a [u8], ProtocolError> {
         let mut scanner = Scanner::new(self.rest);
-        let value = scanner
-            .value()
-            .map_err(|e| DecodeError::new(e.to_string()))?;
+        let value = scanner.value()?;
         self.rest = scanner.rest();
-        // A byte string as it is: serde would take it byte by byte.
-        if let Some(block) = byte_string(value) {
-            if let Some(wanted) = bytes_as(block) {
-                return Ok(wanted);
-            }
-        } else if let Some(buffer) = travel::received_value(value)
-            && let Some(wanted) = bytes_as(&buffer)
-        {
-            return Ok(wanted);
+        Ok(value)
+    }
+
+    /// The bytes of the next value.
+    pub fn raw(&mut self) -> Result<&'a [u8], DecodeError> {
+        self.skip().map_err(|e| DecodeError::new(e.to_string()))
+    }
+
+    /// The next value. If its `Deserialize` panics, it is still the next.
+    #[inline]
+    pub fn read<T: DeserializeOwned + 'static>(&mut self) -> Result<T, DecodeError> {
+        // A byte string is taken as a block, which serde would take byte by byte.
+        let is_block = TypeId::of::<T>() == TypeId::of::<Vec<u8>>();
+        if !is_block && let Some((value, rest)) = decode::first_value(self.rest) {
+            self.rest = rest;
+            return Ok(value);
         }
-        let result = deserialized(value);
-        if result.is_ok() {
-            return result;
-        }
-        // It may be for the references, which only buffers know.
-        match travel::expanded(value, MAX_FRAME) {
-            Some(Ok(bytes)) => deserialized(&bytes),
-            Some(Err(error)) => Err(error),
-            None => result,
-        }
+        self.read_with_care()
+    }
+
+    /// The same for what is not as usual: blocks, references to buffers, errors.
+    #[inline(never)]
+    fn read_with_care<T: DeserializeOwned + 'static>(&mut self) -> Result<T, DecodeError> {
+        let mut behind = *self;
+        let value = whole_value(behind.raw()?);
+        *self = behind;
+        value
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {
@@ -622,6 +376,29 @@ impl<'a> ValueReader<'a> {
             0 => Ok(()),
             extra => Err(DecodeError::new(format!("{extra} bytes after the value"))),
         }
+    }
+}
+
+/// What the bytes of one value stand for.
+fn whole_value<T: DeserializeOwned + 'static>(value: &[u8]) -> Result<T, DecodeError> {
+    if let Some(block) = byte_string(value) {
+        if let Some(wanted) = bytes_as(block) {
+            return Ok(wanted);
+        }
+    } else if let Some(buffer) = travel::received_value(value)
+        && let Some(wanted) = bytes_as(&buffer)
+    {
+        return Ok(wanted);
+    }
+    let result = deserialized(value);
+    if result.is_ok() {
+        return result;
+    }
+    // It may be for the references, which only buffers know.
+    match travel::expanded(value, MAX_FRAME) {
+        Some(Ok(bytes)) => deserialized(&bytes),
+        Some(Err(error)) => Err(error),
+        None => result,
     }
 }
 
@@ -1419,6 +1196,11 @@ impl DecodeError {
         DecodeError {
             message: message.into(),
         }
+    }
+
+    /// Somebody's `Deserialize` has panicked.
+    fn panicked(payload: Box<dyn Any + Send>) -> DecodeError {
+        DecodeError::new(format!("a panic while decoding: {}", panic_text(payload)))
     }
 
     fn from_serde(error: rmp_serde::decode::Error) -> DecodeError {

@@ -204,13 +204,17 @@ fn run(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
         ) -> ::errback::__private::Ran {
             let mut __arguments = __call.arguments(#shown, &[#(#names),*])?;
             #(let #slots = #read;)*
-            __call.begin();
+            __call.begin(__arguments);
             match #returns::split(#name(#(#passed),*)) {
                 ::core::result::Result::Ok(__value) => #answer,
                 ::core::result::Result::Err(__error) => {
                     ::core::result::Result::Err(::errback::__private::describe_error!(#borrowed #returns::Error, __error))
                 }
             }
+        }
+
+        fn __run_all(__calls: &mut ::errback::__private::Calls<'_>) -> ::errback::__private::Ran {
+            __calls.run(__run)
         }
     }
 }
@@ -223,6 +227,9 @@ fn implementation(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
     let borrowed = signature.borrowed_error();
     let decode = quote_spanned! {signature.output.span()=>
         ::errback::__private::decode_output::<Self::Output>(__bytes)
+    };
+    let decode_next = quote_spanned! {signature.output.span()=>
+        ::errback::__private::decode_next::<Self::Output>(__values)
     };
     quote! {
         impl ::errback::Task for #name {
@@ -241,6 +248,13 @@ fn implementation(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
                 __bytes: &[u8],
             ) -> ::core::result::Result<Self::Output, ::errback::__private::DecodeError> {
                 #decode
+            }
+
+            #[inline]
+            fn decode_next(
+                __values: &mut ::errback::__private::ValueReader<'_>,
+            ) -> ::core::result::Result<Self::Output, ::errback::__private::DecodeError> {
+                #decode_next
             }
 
             fn decode_error(__body: ::errback::__private::RemoteErrorBody) -> ::errback::__private::anyhow::Error {
@@ -269,7 +283,7 @@ fn entry(options: &Options, function: &ItemFn) -> TokenStream {
     });
     quote! {
         #linked
-        static __ENTRY: ::errback::__private::TaskEntry = ::errback::__private::TaskEntry::new(#task_name, __run);
+        static __ENTRY: ::errback::__private::TaskEntry = ::errback::__private::TaskEntry::new(#task_name, __run, __run_all);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{
     EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
 };
 use crate::task::Task;
-use crate::wire::{self, ErrorKind, RemoteErrorBody};
+use crate::wire::{self, ErrorKind, NoValue, RemoteErrorBody};
 
 /// What a job's result is handed to. It is called once, on a thread of the pool or on the caller's own.
 pub(crate) trait Sink<T>: FnOnce(Result<T, Failure>) + Send + 'static {}
@@ -236,12 +236,15 @@ fn decode_items<F: Task>(
     items: usize,
     bytes: &[u8],
 ) -> Result<Results<F>, ProtocolError> {
-    let mut outcomes = wire::ChunkResults::parse(bytes, items)?;
+    let outcomes = wire::ChunkResults::parse(bytes, items)?;
     // As many as were asked for, and none has less than a byte.
-    let mut results = Vec::with_capacity(items.min(bytes.len()));
-    while let Some(outcome) = outcomes.next()? {
-        results.push(decode::<F>(called, Outcome::Answer(outcome)));
-    }
+    let mut results: Results<F> = Vec::with_capacity(items.min(bytes.len()));
+    outcomes.read_all(F::decode_next, |result| {
+        results.push(result.map_err(|why| match why {
+            NoValue::Unreadable(error) => error.into(),
+            NoValue::Failed(body) => decode_failure::<F>(called, body),
+        }));
+    })?;
     Ok(results)
 }
 

@@ -6,6 +6,7 @@
 //! several receivers that fits, by autoref ([`ErrorProbe`]). Both work on the concrete types that a macro has.
 
 use std::backtrace::BacktraceStatus;
+use std::cell::Cell;
 use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::marker::PhantomData;
@@ -14,12 +15,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::RemoteError;
-use crate::wire::{DecodeError, Encoder, ErrorKind, RemoteErrorBody, ValueReader, decode_value};
+use crate::wire::{
+    Chunk, DecodeError, EncodeError, Encoder, ErrorKind, RemoteErrorBody, ResultsWriter,
+    ValueReader, decode_value,
+};
 
 /// One call in the worker: its arguments, room for its result, and how far it has come.
 #[doc(hidden)]
 pub struct Call<'a> {
-    args: &'a [u8],
+    /// They begin here. Behind them may be those of other calls.
+    args: ValueReader<'a>,
     /// Whether that is the one argument, and no array.
     one: bool,
     result: &'a mut Encoder,
@@ -45,16 +50,11 @@ pub enum Step {
 impl<'a> Call<'a> {
     pub(crate) fn new(args: &'a [u8], result: &'a mut Encoder) -> Call<'a> {
         Call {
-            args,
+            args: ValueReader::new(args),
             one: false,
             result,
             step: Step::Decoding,
         }
-    }
-
-    /// Whether what is there is the one argument, and not an array of all.
-    pub(crate) fn of_one(self, one: bool) -> Call<'a> {
-        Call { one, ..self }
     }
 
     pub(crate) fn step(&self) -> Step {
@@ -62,25 +62,19 @@ impl<'a> Call<'a> {
     }
 
     /// The arguments, of which there must be `names.len()`.
+    #[inline]
     pub fn arguments(
         &self,
         signature: &'static str,
         names: &'static [&'static str],
     ) -> Result<Arguments<'a>, Box<RemoteErrorBody>> {
-        let mut values = ValueReader::new(self.args);
+        let mut values = self.args;
         let given = match self.one {
             true => 1,
             false => values.array().map_err(refused_args)?,
         };
-        let taken = names.len();
-        if given != taken {
-            let s = if taken == 1 { "" } else { "s" };
-            let message = format!("`{signature}` takes {taken} argument{s}, and {given} came");
-            return Err(Box::new(RemoteErrorBody::new(
-                ErrorKind::DecodeArgs,
-                "",
-                message,
-            )));
+        if given != names.len() {
+            return Err(refused_number(signature, names.len(), given));
         }
         Ok(Arguments {
             values,
@@ -89,23 +83,125 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// The arguments are there: the function begins now.
-    pub fn begin(&mut self) {
+    /// The arguments have been read: the function begins now.
+    #[inline]
+    pub fn begin(&mut self, arguments: Arguments<'a>) {
+        self.args = arguments.values;
         self.step = Step::Running;
     }
 
     /// The function has returned this.
+    #[inline]
     pub fn answer<T: Serialize>(&mut self, value: &T) -> Ran {
         self.step = Step::Encoding;
-        self.result.value(value).map_err(|error| {
-            let message = format!("the result cannot be sent: {error}");
-            Box::new(RemoteErrorBody::new(
-                ErrorKind::EncodeResult,
-                std::any::type_name::<T>(),
-                message,
-            ))
+        let encoded = self.result.value(value);
+        encoded.map_err(|error| unsendable(std::any::type_name::<T>(), &error))
+    }
+}
+
+#[cold]
+fn unsendable(type_name: &'static str, error: &EncodeError) -> Box<RemoteErrorBody> {
+    let message = format!("the result cannot be sent: {error}");
+    Box::new(RemoteErrorBody::new(
+        ErrorKind::EncodeResult,
+        type_name,
+        message,
+    ))
+}
+
+#[cold]
+fn refused_number(signature: &'static str, taken: usize, given: usize) -> Box<RemoteErrorBody> {
+    let s = if taken == 1 { "" } else { "s" };
+    let message = format!("`{signature}` takes {taken} argument{s}, and {given} came");
+    Box::new(RemoteErrorBody::new(ErrorKind::DecodeArgs, "", message))
+}
+
+/// The calls of a chunk in the worker. A task's own code goes through them, made for its types.
+#[doc(hidden)]
+pub struct Calls<'a> {
+    /// The one that runs; the arguments of the next are behind its own.
+    call: Call<'a>,
+    left: usize,
+    results: ResultsWriter,
+}
+
+impl<'a> Calls<'a> {
+    /// The calls of one argument `each`, or of any number.
+    pub(crate) fn new(
+        chunk: &Chunk<'a>,
+        each: bool,
+        frame: &'a mut Encoder,
+    ) -> Result<Calls<'a>, EncodeError> {
+        let results = ResultsWriter::begin(frame, chunk.count)?;
+        let mut call = Call::new(chunk.calls, frame);
+        call.one = each;
+        Ok(Calls {
+            call,
+            left: chunk.count,
+            results,
         })
     }
+
+    pub(crate) fn step(&self) -> Step {
+        self.call.step
+    }
+
+    pub(crate) fn are_done(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Runs the next, and those behind it until somebody has to look at something: see [`panic_seen`]. If one panics, it was
+    /// the one that then can be made to [`fail`](Calls::fail), and the others are still there to be run.
+    #[inline]
+    pub fn run(&mut self, run: impl Fn(&mut Call<'a>) -> Ran) -> Ran {
+        while self.left > 0 {
+            self.begin()?;
+            if let Err(error) = run(&mut self.call) {
+                self.fail(error)?;
+            }
+            if panic_seen() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn begin(&mut self) -> Ran {
+        self.left -= 1;
+        self.call.step = Step::Decoding;
+        let begun = self.results.begin_result(self.call.result);
+        begun.map_err(too_long)
+    }
+
+    /// The call that was begun has failed.
+    #[cold]
+    pub(crate) fn fail(&mut self, error: Box<RemoteErrorBody>) -> Ran {
+        if self.call.step == Step::Decoding {
+            // Who knows how far it came.
+            let skipped = self.call.args.raw();
+            skipped.map_err(refused_args)?;
+        }
+        let made = self.results.make_error(self.call.result, *error);
+        made.map_err(too_long)
+    }
+}
+
+#[cold]
+pub(crate) fn too_long(error: EncodeError) -> Box<RemoteErrorBody> {
+    let message = format!("the results of this chunk cannot be sent: {error}");
+    Box::new(RemoteErrorBody::new(ErrorKind::EncodeResult, "", message))
+}
+
+thread_local! {
+    /// Whether the job of this thread has panicked, and nobody has looked at that yet.
+    pub(crate) static PANICKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a call has panicked, and caught that itself.
+#[inline]
+fn panic_seen() -> bool {
+    PANICKED.get()
 }
 
 /// The arguments of a call, read one by one.
@@ -117,21 +213,37 @@ pub struct Arguments<'a> {
 }
 
 impl Arguments<'_> {
+    #[inline]
     pub fn take<T: DeserializeOwned + 'static>(&mut self) -> Result<T, Box<RemoteErrorBody>> {
         let name = self.names.next().copied().unwrap_or_default();
         let signature = self.signature;
-        self.values.next().map_err(|error| {
-            refused_args(error.at(format_args!("argument {name} of `{signature}`")))
-        })
+        self.values
+            .read()
+            .map_err(|error| refused_argument(error, signature, name))
     }
 }
 
+#[cold]
+fn refused_argument(error: DecodeError, signature: &str, name: &str) -> Box<RemoteErrorBody> {
+    refused_args(error.at(format_args!("argument {name} of `{signature}`")))
+}
+
+#[cold]
 fn refused_args(error: DecodeError) -> Box<RemoteErrorBody> {
     Box::new(RemoteErrorBody::new(
         ErrorKind::DecodeArgs,
         "",
         error.to_string(),
     ))
+}
+
+/// Decodes a result in the host, that of one call of a chunk.
+#[doc(hidden)]
+#[inline]
+pub fn decode_next<T: DeserializeOwned + 'static>(
+    values: &mut ValueReader<'_>,
+) -> Result<T, DecodeError> {
+    values.read()
 }
 
 /// Decodes a result in the host.

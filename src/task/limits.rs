@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{Task, TaskEntry};
-use crate::wire::{DecodeError, RemoteErrorBody};
+use crate::wire::{DecodeError, RemoteErrorBody, ValueReader};
 
 /// How long a job may take. Nothing by default: it may take for ever.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -73,6 +73,10 @@ impl<F: Task> Task for Limited<F> {
 
     fn decode_result(bytes: &[u8]) -> Result<Self::Output, DecodeError> {
         F::decode_result(bytes)
+    }
+
+    fn decode_next(values: &mut ValueReader<'_>) -> Result<Self::Output, DecodeError> {
+        F::decode_next(values)
     }
 
     fn decode_error(body: RemoteErrorBody) -> anyhow::Error {

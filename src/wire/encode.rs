@@ -18,6 +18,8 @@ use crate::buffer::travel::{self, Attachment};
 pub(crate) struct Encoder {
     bytes: Vec<u8>,
     limit: usize,
+    /// How many of these bytes are kept free for something else.
+    kept_free: usize,
     depth: usize,
     /// From how many bytes on a buffer is referred to; `None`: never.
     share_from: Option<usize>,
@@ -31,6 +33,7 @@ impl Encoder {
         Encoder {
             bytes: Vec::new(),
             limit,
+            kept_free: 0,
             depth: 0,
             share_from: None,
             attachments: Vec::new(),
@@ -62,7 +65,26 @@ impl Encoder {
         self.limit
     }
 
+    /// Keeps so many bytes free, if there are as many and `besides` at least. Until further notice.
+    pub(crate) fn keep_free(&mut self, bytes: usize, besides: usize) -> bool {
+        let needed = self
+            .bytes
+            .len()
+            .saturating_add(bytes)
+            .saturating_add(besides);
+        let fits = needed <= self.limit;
+        self.kept_free = if fits { bytes } else { 0 };
+        fits
+    }
+
+    /// So many bytes more are likely to come.
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        let room = self.limit.saturating_sub(self.bytes.len());
+        self.bytes.reserve(bytes.min(room));
+    }
+
     /// The bytes written so far.
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -82,7 +104,32 @@ impl Encoder {
         self.depth = 0;
     }
 
+    /// Takes away what was written after `length` bytes, to be written again by [`paste`](Encoder::paste).
+    pub(crate) fn cut(&mut self, length: usize) -> Cut {
+        let from = self.attachments.partition_point(|it| it.at < length);
+        let attachments = self.attachments.split_off(from);
+        Cut {
+            bytes: self.bytes.split_off(length),
+            was_at: length,
+            pasted: 0,
+            attachments: attachments.into_iter().peekable(),
+        }
+    }
+
+    /// Writes the next `length` bytes of what was cut.
+    pub(crate) fn paste(&mut self, cut: &mut Cut, length: usize) -> Result<(), EncodeError> {
+        let (before, now) = (cut.was_at + cut.pasted, self.bytes.len());
+        self.raw(&cut.rest()[..length])?;
+        cut.pasted += length;
+        while let Some(mut attachment) = cut.attachments.next_if(|it| it.at < before + length) {
+            attachment.at = attachment.at - before + now;
+            self.attachments.push(attachment);
+        }
+        Ok(())
+    }
+
     /// How many arrays and maps the next value is in.
+    #[inline]
     pub(crate) fn set_depth(&mut self, depth: usize) {
         self.depth = depth;
     }
@@ -95,28 +142,37 @@ impl Encoder {
     }
 
     /// Writes one value.
+    #[inline]
     pub(crate) fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
         value.serialize(self)
     }
 
     /// Bytes that are MessagePack already.
+    #[inline]
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
         self.fits(bytes.len())?;
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
+    #[inline]
     fn fits(&self, more: usize) -> Result<(), EncodeError> {
-        let at_least = self.bytes.len().saturating_add(more);
-        if at_least > self.limit {
-            let limit = self.limit;
-            return Err(EncodeError::TooLarge { at_least, limit });
+        let at_least = (self.bytes.len().saturating_add(more)).saturating_add(self.kept_free);
+        match at_least > self.limit {
+            true => Err(self.too_large(at_least)),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    #[cold]
+    fn too_large(&self, at_least: usize) -> EncodeError {
+        let limit = self.limit;
+        EncodeError::TooLarge { at_least, limit }
     }
 
     /// The header of something with a length: `fix` is the marker that holds lengths below `below` in itself, then the
     /// markers with 8 (strings and binaries only), 16 and 32 bits of length.
+    #[inline]
     fn length(
         &mut self,
         fix: Option<(u8, usize)>,
@@ -149,14 +205,16 @@ impl Encoder {
         self.raw(&[marker, a, b, c, d])
     }
 
+    #[inline]
     pub(crate) fn array(&mut self, length: usize) -> Result<(), EncodeError> {
         self.length(Some((0x90, 16)), [None, Some(0xdc), Some(0xdd)], length)
     }
 
-    fn map(&mut self, length: usize) -> Result<(), EncodeError> {
+    pub(crate) fn map(&mut self, length: usize) -> Result<(), EncodeError> {
         self.length(Some((0x80, 16)), [None, Some(0xde), Some(0xdf)], length)
     }
 
+    #[inline]
     pub(crate) fn text(&mut self, text: &str) -> Result<(), EncodeError> {
         self.length(
             Some((0xa0, 32)),
@@ -170,6 +228,7 @@ impl Encoder {
         self.length(None, [Some(0xc4), Some(0xc5), Some(0xc6)], length)
     }
 
+    #[inline]
     fn unsigned(&mut self, value: u64) -> Result<(), EncodeError> {
         if value < 0x80 {
             self.raw(&[value as u8])
@@ -184,6 +243,7 @@ impl Encoder {
         }
     }
 
+    #[inline]
     fn signed(&mut self, value: i64) -> Result<(), EncodeError> {
         if let Ok(value) = u64::try_from(value) {
             self.unsigned(value)
@@ -200,15 +260,20 @@ impl Encoder {
         }
     }
 
+    /// A marker, and a number of up to eight bytes.
+    #[inline]
     pub(crate) fn marked<const N: usize>(
         &mut self,
         marker: u8,
         value: [u8; N],
     ) -> Result<(), EncodeError> {
-        self.raw(&[marker])?;
-        self.raw(&value)
+        const { assert!(N <= 8) };
+        let mut both = [marker; 9];
+        both[1..=N].copy_from_slice(&value);
+        self.raw(&both[..=N])
     }
 
+    #[inline]
     fn enter(&mut self) -> Result<(), EncodeError> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -218,6 +283,7 @@ impl Encoder {
     }
 
     /// An array or a map has been opened; `left` is how many values its header promises.
+    #[inline]
     fn open(&mut self, left: usize) -> Result<Compound<'_>, EncodeError> {
         let outside = self.depth;
         self.enter()?;
@@ -265,6 +331,21 @@ impl Encoder {
     }
 }
 
+/// What has been taken away from an encoder.
+pub(crate) struct Cut {
+    bytes: Vec<u8>,
+    was_at: usize,
+    pasted: usize,
+    attachments: std::iter::Peekable<std::vec::IntoIter<Attachment>>,
+}
+
+impl Cut {
+    /// What has not been pasted.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.bytes[self.pasted..]
+    }
+}
+
 /// An array or a map that is being written. It checks that as many values come as were promised: a wrong
 /// `Serialize` must not make a frame that the other side cannot read.
 pub(crate) struct Compound<'a> {
@@ -276,6 +357,7 @@ pub(crate) struct Compound<'a> {
 }
 
 impl Compound<'_> {
+    #[inline]
     fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
         match &mut self.left {
             Some(0) => return Err(miscounted()),
@@ -285,6 +367,7 @@ impl Compound<'_> {
         value.serialize(&mut *self.encoder)
     }
 
+    #[inline]
     fn close(self) -> Result<(), EncodeError> {
         self.encoder.depth = self.outside;
         if let Some((at, values_each)) = self.unknown {
@@ -329,22 +412,27 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         false
     }
 
+    #[inline]
     fn serialize_bool(self, v: bool) -> Result<(), EncodeError> {
         self.raw(&[if v { 0xc3 } else { 0xc2 }])
     }
 
+    #[inline]
     fn serialize_i8(self, v: i8) -> Result<(), EncodeError> {
         self.signed(v.into())
     }
 
+    #[inline]
     fn serialize_i16(self, v: i16) -> Result<(), EncodeError> {
         self.signed(v.into())
     }
 
+    #[inline]
     fn serialize_i32(self, v: i32) -> Result<(), EncodeError> {
         self.signed(v.into())
     }
 
+    #[inline]
     fn serialize_i64(self, v: i64) -> Result<(), EncodeError> {
         self.signed(v)
     }
@@ -354,18 +442,22 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         self.serialize_bytes(&v.to_be_bytes())
     }
 
+    #[inline]
     fn serialize_u8(self, v: u8) -> Result<(), EncodeError> {
         self.unsigned(v.into())
     }
 
+    #[inline]
     fn serialize_u16(self, v: u16) -> Result<(), EncodeError> {
         self.unsigned(v.into())
     }
 
+    #[inline]
     fn serialize_u32(self, v: u32) -> Result<(), EncodeError> {
         self.unsigned(v.into())
     }
 
+    #[inline]
     fn serialize_u64(self, v: u64) -> Result<(), EncodeError> {
         self.unsigned(v)
     }
@@ -374,10 +466,12 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         self.serialize_bytes(&v.to_be_bytes())
     }
 
+    #[inline]
     fn serialize_f32(self, v: f32) -> Result<(), EncodeError> {
         self.marked(0xca, v.to_be_bytes())
     }
 
+    #[inline]
     fn serialize_f64(self, v: f64) -> Result<(), EncodeError> {
         self.marked(0xcb, v.to_be_bytes())
     }
@@ -386,6 +480,7 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         self.text(v.encode_utf8(&mut [0; 4]))
     }
 
+    #[inline]
     fn serialize_str(self, v: &str) -> Result<(), EncodeError> {
         self.text(v)
     }
@@ -398,11 +493,13 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         self.raw(v)
     }
 
+    #[inline]
     fn serialize_none(self) -> Result<(), EncodeError> {
         self.raw(&[0xc0])
     }
 
     // `None` is nil, so a `Some` whose content is nil would come back as `None`. Better refused than changed.
+    #[inline]
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), EncodeError> {
         let start = self.bytes.len();
         value.serialize(&mut *self)?;
@@ -414,6 +511,7 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         Ok(())
     }
 
+    #[inline]
     fn serialize_unit(self) -> Result<(), EncodeError> {
         self.raw(&[0xc0])
     }
@@ -431,6 +529,7 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         self.text(variant)
     }
 
+    #[inline]
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
         self,
         _: &'static str,
@@ -465,6 +564,7 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         self.open(length)
     }
 
+    #[inline]
     fn serialize_tuple(self, length: usize) -> Result<Compound<'a>, EncodeError> {
         self.array(length)?;
         self.open(length)
@@ -498,6 +598,7 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         self.open(length.saturating_mul(2))
     }
 
+    #[inline]
     fn serialize_struct(self, _: &'static str, length: usize) -> Result<Compound<'a>, EncodeError> {
         self.map(length)?;
         self.open(length)
@@ -726,10 +827,12 @@ impl ser::SerializeSeq for Compound<'_> {
     type Ok = ();
     type Error = EncodeError;
 
+    #[inline]
     fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
         self.value(value)
     }
 
+    #[inline]
     fn end(self) -> Result<(), EncodeError> {
         self.close()
     }
@@ -739,10 +842,12 @@ impl ser::SerializeTuple for Compound<'_> {
     type Ok = ();
     type Error = EncodeError;
 
+    #[inline]
     fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
         self.value(value)
     }
 
+    #[inline]
     fn end(self) -> Result<(), EncodeError> {
         self.close()
     }
@@ -752,10 +857,12 @@ impl ser::SerializeTupleStruct for Compound<'_> {
     type Ok = ();
     type Error = EncodeError;
 
+    #[inline]
     fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
         self.value(value)
     }
 
+    #[inline]
     fn end(self) -> Result<(), EncodeError> {
         self.close()
     }
@@ -765,10 +872,12 @@ impl ser::SerializeTupleVariant for Compound<'_> {
     type Ok = ();
     type Error = EncodeError;
 
+    #[inline]
     fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
         self.value(value)
     }
 
+    #[inline]
     fn end(self) -> Result<(), EncodeError> {
         self.close()
     }
@@ -786,6 +895,7 @@ impl ser::SerializeMap for Compound<'_> {
         self.value(value)
     }
 
+    #[inline]
     fn end(self) -> Result<(), EncodeError> {
         self.close()
     }
@@ -795,6 +905,7 @@ impl ser::SerializeStruct for Compound<'_> {
     type Ok = ();
     type Error = EncodeError;
 
+    #[inline]
     fn serialize_field<T: Serialize + ?Sized>(
         &mut self,
         key: &'static str,
@@ -804,6 +915,7 @@ impl ser::SerializeStruct for Compound<'_> {
         self.value(value)
     }
 
+    #[inline]
     fn end(self) -> Result<(), EncodeError> {
         self.close()
     }
@@ -813,6 +925,7 @@ impl ser::SerializeStructVariant for Compound<'_> {
     type Ok = ();
     type Error = EncodeError;
 
+    #[inline]
     fn serialize_field<T: Serialize + ?Sized>(
         &mut self,
         key: &'static str,
@@ -822,6 +935,7 @@ impl ser::SerializeStructVariant for Compound<'_> {
         self.value(value)
     }
 
+    #[inline]
     fn end(self) -> Result<(), EncodeError> {
         self.close()
     }

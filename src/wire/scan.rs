@@ -23,6 +23,25 @@ enum Head {
     Values(u64),
 }
 
+/// How many bytes the plain values have whose length is in their marker, by that; 0 for all others.
+const SPANS: [u8; 256] = {
+    let mut spans = [0; 256];
+    let mut marker = 0;
+    while marker < 256 {
+        spans[marker] = match marker as u8 {
+            0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => 1,
+            string @ 0xa0..=0xbf => 1 + (string & 0x1f),
+            0xcc | 0xd0 => 2,
+            0xcd | 0xd1 => 3,
+            0xca | 0xce | 0xd2 => 5,
+            0xcb | 0xcf | 0xd3 => 9,
+            _ => 0,
+        };
+        marker += 1;
+    }
+    spans
+};
+
 impl<'a> Scanner<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Scanner<'a> {
         Scanner {
@@ -58,37 +77,65 @@ impl<'a> Scanner<'a> {
     /// kilobytes to be zeroed.
     #[inline(never)]
     fn values(&mut self, values: u64) -> Result<(), ProtocolError> {
+        let left = self.plain_values(values);
+        if left == 0 {
+            return Ok(());
+        }
         // How many values each open array or map still needs, the innermost last.
         let mut open = [0u64; MAX_DEPTH];
-        open[0] = values;
+        open[0] = left;
         let mut depth = 1;
         loop {
             match self.head()? {
                 Head::Bytes(length) => {
                     self.take(length)?;
+                    open[depth - 1] -= 1;
                 }
                 Head::Values(_) if depth == MAX_DEPTH => {
                     let sentence = format!("nested deeper than {MAX_DEPTH}");
                     return Err(ProtocolError::new(sentence));
                 }
-                Head::Values(0) => {}
                 Head::Values(values) => {
                     open[depth] = values;
                     depth += 1;
-                    continue;
                 }
             }
             loop {
-                if depth == 0 {
-                    return Ok(());
-                }
-                open[depth - 1] -= 1;
+                open[depth - 1] = self.plain_values(open[depth - 1]);
                 if open[depth - 1] > 0 {
                     break;
                 }
                 depth -= 1;
+                if depth == 0 {
+                    return Ok(());
+                }
+                open[depth - 1] -= 1;
             }
         }
+    }
+
+    /// Passes over the plain values that come next, of as many values as there are; gives the number of the others.
+    ///
+    /// Most arrays have values of one length: then the place of the next does not depend on what is read, and the
+    /// processor looks at several at once.
+    #[inline]
+    fn plain_values(&mut self, mut left: u64) -> u64 {
+        let mut rest = self.rest;
+        while left > 0 {
+            let Some(span) = rest.first().map(|marker| SPANS[usize::from(*marker)]) else {
+                break;
+            };
+            let length = usize::from(span);
+            if span == 0 || rest.len() < length {
+                break;
+            }
+            while left > 0 && rest.len() >= length && SPANS[usize::from(rest[0])] == span {
+                rest = &rest[length..];
+                left -= 1;
+            }
+        }
+        self.rest = rest;
+        left
     }
 
     /// The length of an array.

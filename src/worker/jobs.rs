@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::arenas::Arenas;
 use super::{panics, requests};
 use crate::buffer::travel::with_received;
-use crate::task::{Call, Ran, Step, TaskEntry, TaskTable};
+use crate::task::{Call, Calls, Ran, Step, TaskEntry, TaskTable, too_long};
 use crate::wire::{self, Chunk, DecodeError, Encoder, ErrorKind, RemoteErrorBody};
 
 /// The tasks of this worker, and the counter by which its host knows that it has begun with a call.
@@ -98,18 +98,29 @@ impl Jobs {
         }
     }
 
-    /// A chunk, of calls of one argument `each` or of any number. Its results are an array with a pair for each job,
-    /// `[nil, value]` or `[error, nil]`: the failure of one is no matter to the others.
+    /// A chunk, of calls of one argument `each` or of any number. The failure of one is no matter to the others.
     fn run_chunk(&self, frame: &mut Encoder, args: &[u8], each: bool) -> Ran {
+        let ran = self.run_calls(frame, args, each);
+        frame.keep_free(0, 0);
+        ran
+    }
+
+    fn run_calls(&self, frame: &mut Encoder, args: &[u8], each: bool) -> Ran {
         let refused =
             |error: DecodeError| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", error.to_string());
-        let mut chunk = Chunk::parse(args).map_err(refused)?;
+        let chunk = Chunk::parse(args).map_err(refused)?;
         let entry = self.tasks.find(chunk.task)?;
-        wire::begin_results(frame, chunk.len()).map_err(too_long)?;
-        while let Some(args) = chunk.next_args().map_err(refused)? {
-            let start = wire::begin_result(frame).map_err(too_long)?;
-            if let Err(error) = run(entry, Call::new(args, frame).of_one(each)) {
-                wire::error_result(frame, start, *error).map_err(too_long)?;
+        let mut calls = Calls::new(&chunk, each, frame).map_err(too_long)?;
+        while !calls.are_done() {
+            let outcome =
+                panics::recorded(|| catch_unwind(AssertUnwindSafe(|| entry.run_all(&mut calls))));
+            match outcome {
+                (Ok(ran), _) => ran?,
+                (Err(payload), record) => {
+                    let text = wire::panic_text(payload);
+                    let error = panicked(calls.step(), entry.name(), text, record);
+                    calls.fail(error)?;
+                }
             }
         }
         Ok(())
@@ -127,11 +138,6 @@ impl Jobs {
 
 fn unsendable(error: &wire::EncodeError) -> RemoteErrorBody {
     let message = format!("the result cannot be sent: {error}");
-    RemoteErrorBody::new(ErrorKind::EncodeResult, "", message)
-}
-
-fn too_long(error: wire::EncodeError) -> RemoteErrorBody {
-    let message = format!("the results of this chunk cannot be sent: {error}");
     RemoteErrorBody::new(ErrorKind::EncodeResult, "", message)
 }
 

@@ -9,6 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::io::Write as _;
 use std::panic::PanicHookInfo;
 
+use crate::task::PANICKED;
+
 /// A panic of a job.
 pub(super) struct Record {
     pub(super) location: Option<String>,
@@ -38,14 +40,17 @@ pub(super) fn install() {
             return inner(info);
         }
         LAST.set(Some(Record::of(info)));
+        PANICKED.set(true);
     }));
 }
 
-/// Runs a job, and gives what was recorded of its panic. A panic that the job has caught itself is printed.
+/// Runs a job, or those of a chunk up to the first that panics, and gives what was recorded of its panic. A panic that a job
+/// has caught itself is printed.
 pub(super) fn recorded<T, E>(job: impl FnOnce() -> Result<T, E>) -> (Result<T, E>, Option<Record>) {
     IN_JOB.set(true);
     let outcome = job();
     IN_JOB.set(false);
+    PANICKED.set(false);
     match (outcome, LAST.take()) {
         (Ok(value), record) => {
             if let Some(caught) = record {
