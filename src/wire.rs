@@ -322,13 +322,20 @@ impl<'a> ValueReader<'a> {
         self.rest
     }
 
-    /// The length of the array that comes next; its elements are read one by one.
-    #[inline]
-    pub(crate) fn array(&mut self) -> Result<usize, DecodeError> {
-        if let [marker @ 0x90..=0x9f, rest @ ..] = self.rest {
-            self.rest = rest;
-            return Ok(usize::from(marker & 0x0f));
+    /// Begins with the elements of the array that comes next, if it has so many and says so in one byte.
+    #[inline(always)]
+    pub(crate) fn passes_array(&mut self, length: usize) -> bool {
+        match self.rest {
+            [marker, rest @ ..] if length < 16 && usize::from(*marker) == 0x90 | length => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
         }
+    }
+
+    /// The length of the array that comes next; its elements are read one by one.
+    pub(crate) fn array(&mut self) -> Result<usize, DecodeError> {
         let mut scanner = Scanner::new(self.rest);
         let length = scanner
             .array()
@@ -351,7 +358,7 @@ impl<'a> ValueReader<'a> {
     }
 
     /// The next value. If its `Deserialize` panics, it is still the next.
-    #[inline]
+    #[inline(always)]
     pub fn read<T: DeserializeOwned + 'static>(&mut self) -> Result<T, DecodeError> {
         // A byte string is taken as a block, which serde would take byte by byte.
         let is_block = TypeId::of::<T>() == TypeId::of::<Vec<u8>>();
@@ -359,16 +366,16 @@ impl<'a> ValueReader<'a> {
             self.rest = rest;
             return Ok(value);
         }
-        self.read_with_care()
+        let (value, behind) = self.read_with_care();
+        *self = behind;
+        value
     }
 
     /// The same for what is not as usual: blocks, references to buffers, errors.
     #[inline(never)]
-    fn read_with_care<T: DeserializeOwned + 'static>(&mut self) -> Result<T, DecodeError> {
-        let mut behind = *self;
-        let value = whole_value(behind.raw()?);
-        *self = behind;
-        value
+    fn read_with_care<T: DeserializeOwned + 'static>(mut self) -> (Result<T, DecodeError>, Self) {
+        let value = self.raw().and_then(whole_value);
+        (value, self)
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {

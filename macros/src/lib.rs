@@ -187,11 +187,11 @@ fn deref(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
 fn run(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
     let name = &function.sig.ident;
     let shown = signature.shown(name);
-    let names = signature.arguments.iter().map(|argument| &argument.name);
+    let taken = signature.arguments.len();
     let slots = signature.arguments.iter().map(|argument| &argument.slot);
     let read = signature.arguments.iter().map(|argument| {
-        let owned = &argument.owned;
-        quote_spanned!(argument.written.span()=> __arguments.take::<#owned>()?)
+        let (owned, name) = (&argument.owned, &argument.name);
+        quote_spanned!(argument.written.span()=> __call.take::<#owned>(#shown, #name)?)
     });
     let passed = signature.arguments.iter().map(|argument| &argument.passed);
     let returns = signature.returns();
@@ -202,9 +202,9 @@ fn run(function: &ItemFn, signature: &Signature<'_>) -> TokenStream {
         fn __run(
             __call: &mut ::errback::__private::Call<'_>,
         ) -> ::errback::__private::Ran {
-            let mut __arguments = __call.arguments(#shown, &[#(#names),*])?;
+            __call.expect(#shown, #taken)?;
             #(let #slots = #read;)*
-            __call.begin(__arguments);
+            __call.begin();
             match #returns::split(#name(#(#passed),*)) {
                 ::core::result::Result::Ok(__value) => #answer,
                 ::core::result::Result::Err(__error) => {

@@ -239,11 +239,9 @@ fn decode_items<F: Task>(
     let outcomes = wire::ChunkResults::parse(bytes, items)?;
     // As many as were asked for, and none has less than a byte.
     let mut results: Results<F> = Vec::with_capacity(items.min(bytes.len()));
-    outcomes.read_all(F::decode_next, |result| {
-        results.push(result.map_err(|why| match why {
-            NoValue::Unreadable(error) => error.into(),
-            NoValue::Failed(body) => decode_failure::<F>(called, body),
-        }));
+    outcomes.read_all(&mut results, F::decode_next, |why| match why {
+        NoValue::Unreadable(error) => error.into(),
+        NoValue::Failed(body) => decode_failure::<F>(called, *body),
     })?;
     Ok(results)
 }

@@ -23,7 +23,7 @@ use crate::wire::{
 /// One call in the worker: its arguments, room for its result, and how far it has come.
 #[doc(hidden)]
 pub struct Call<'a> {
-    /// They begin here. Behind them may be those of other calls.
+    /// Those that have not been read begin here. Behind them may be those of other calls.
     args: ValueReader<'a>,
     /// Whether that is the one argument, and no array.
     one: bool,
@@ -61,32 +61,43 @@ impl<'a> Call<'a> {
         self.step
     }
 
-    /// The arguments, of which there must be `names.len()`.
-    #[inline]
-    pub fn arguments(
-        &self,
-        signature: &'static str,
-        names: &'static [&'static str],
-    ) -> Result<Arguments<'a>, Box<RemoteErrorBody>> {
-        let mut values = self.args;
-        let given = match self.one {
-            true => 1,
-            false => values.array().map_err(refused_args)?,
-        };
-        if given != names.len() {
-            return Err(refused_number(signature, names.len(), given));
+    /// There must be as many arguments as there are `names`.
+    #[inline(always)]
+    pub fn expect(&mut self, signature: &'static str, names: usize) -> Ran {
+        if (self.one && names == 1) || (!self.one && self.args.passes_array(names)) {
+            return Ok(());
         }
-        Ok(Arguments {
-            values,
-            signature,
-            names: names.iter(),
-        })
+        self.expect_with_care(signature, names)
     }
 
-    /// The arguments have been read: the function begins now.
+    #[inline(never)]
+    fn expect_with_care(&mut self, signature: &'static str, names: usize) -> Ran {
+        let given = match self.one {
+            true => 1,
+            false => self.args.array().map_err(refused_args)?,
+        };
+        if given == names {
+            return Ok(());
+        }
+        let s = if names == 1 { "" } else { "s" };
+        let message = format!("`{signature}` takes {names} argument{s}, and {given} came");
+        Err(refused_args(DecodeError::new(message)))
+    }
+
+    /// The next argument.
+    #[inline(always)]
+    pub fn take<T: DeserializeOwned + 'static>(
+        &mut self,
+        signature: &'static str,
+        name: &'static str,
+    ) -> Result<T, Box<RemoteErrorBody>> {
+        let read = self.args.read();
+        read.map_err(|error| refused_argument(error, signature, name))
+    }
+
+    /// All arguments have been read: the function begins now.
     #[inline]
-    pub fn begin(&mut self, arguments: Arguments<'a>) {
-        self.args = arguments.values;
+    pub fn begin(&mut self) {
         self.step = Step::Running;
     }
 
@@ -109,18 +120,15 @@ fn unsendable(type_name: &'static str, error: &EncodeError) -> Box<RemoteErrorBo
     ))
 }
 
-#[cold]
-fn refused_number(signature: &'static str, taken: usize, given: usize) -> Box<RemoteErrorBody> {
-    let s = if taken == 1 { "" } else { "s" };
-    let message = format!("`{signature}` takes {taken} argument{s}, and {given} came");
-    Box::new(RemoteErrorBody::new(ErrorKind::DecodeArgs, "", message))
-}
-
 /// The calls of a chunk in the worker. A task's own code goes through them, made for its types.
 #[doc(hidden)]
 pub struct Calls<'a> {
     /// The one that runs; the arguments of the next are behind its own.
     call: Call<'a>,
+    /// The arguments of all.
+    args: &'a [u8],
+    /// Where its arguments begin, counted from the end.
+    at: usize,
     left: usize,
     results: ResultsWriter,
 }
@@ -137,6 +145,8 @@ impl<'a> Calls<'a> {
         call.one = each;
         Ok(Calls {
             call,
+            args: chunk.calls,
+            at: 0,
             left: chunk.count,
             results,
         })
@@ -169,6 +179,7 @@ impl<'a> Calls<'a> {
     #[inline]
     fn begin(&mut self) -> Ran {
         self.left -= 1;
+        self.at = self.call.args.rest().len();
         self.call.step = Step::Decoding;
         let begun = self.results.begin_result(self.call.result);
         begun.map_err(too_long)
@@ -179,8 +190,9 @@ impl<'a> Calls<'a> {
     pub(crate) fn fail(&mut self, error: Box<RemoteErrorBody>) -> Ran {
         if self.call.step == Step::Decoding {
             // Who knows how far it came.
-            let skipped = self.call.args.raw();
-            skipped.map_err(refused_args)?;
+            let here = &self.args[self.args.len() - self.at..];
+            self.call.args = ValueReader::new(here);
+            self.call.args.raw().map_err(refused_args)?;
         }
         let made = self.results.make_error(self.call.result, *error);
         made.map_err(too_long)
@@ -202,25 +214,6 @@ thread_local! {
 #[inline]
 fn panic_seen() -> bool {
     PANICKED.get()
-}
-
-/// The arguments of a call, read one by one.
-#[doc(hidden)]
-pub struct Arguments<'a> {
-    values: ValueReader<'a>,
-    signature: &'static str,
-    names: std::slice::Iter<'static, &'static str>,
-}
-
-impl Arguments<'_> {
-    #[inline]
-    pub fn take<T: DeserializeOwned + 'static>(&mut self) -> Result<T, Box<RemoteErrorBody>> {
-        let name = self.names.next().copied().unwrap_or_default();
-        let signature = self.signature;
-        self.values
-            .read()
-            .map_err(|error| refused_argument(error, signature, name))
-    }
 }
 
 #[cold]

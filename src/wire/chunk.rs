@@ -418,12 +418,11 @@ pub fn parse_chunk_results(value: &[u8], calls: usize) -> Result<Vec<Outcome<'_>
 }
 
 /// Why a call of a chunk has no value.
-#[allow(clippy::large_enum_variant)] // as `Outcome`
 pub(crate) enum NoValue {
     /// It has one, and that cannot be read.
     Unreadable(DecodeError),
     /// It failed.
-    Failed(RemoteErrorBody),
+    Failed(Box<RemoteErrorBody>),
 }
 
 /// The same, one by one: an `Outcome` has some two hundred bytes, which need not all be there at once.
@@ -459,23 +458,24 @@ impl<'a> ChunkResults<'a> {
         })
     }
 
-    /// Hands each result to `take`, in their order. `read` makes something of the value that its reader is in front of; if it
-    /// panics, which somebody's `Deserialize` may do, that value cannot be read, and the others can.
-    pub(crate) fn read_all<T>(
+    /// Adds all to `results`. `read` makes something of the value that its reader is in front of; if it panics, which
+    /// somebody's `Deserialize` may do, that value cannot be read, and the others can.
+    pub(crate) fn read_all<T, E>(
         mut self,
-        mut read: impl FnMut(&mut ValueReader<'a>) -> Result<T, DecodeError>,
-        mut take: impl FnMut(Result<T, NoValue>),
+        results: &mut Vec<Result<T, E>>,
+        read: impl Fn(&mut ValueReader<'a>) -> Result<T, DecodeError>,
+        failure: impl Fn(NoValue) -> E,
     ) -> Result<(), ProtocolError> {
         while self.left > 0 {
             // One landing for all, as there is hardly ever need of it.
-            let caught = catch_unwind(AssertUnwindSafe(|| self.read_on(&mut read, &mut take)));
+            let caught = catch_unwind(AssertUnwindSafe(|| self.read_on(results, &read, &failure)));
             match caught {
                 Ok(done) => done?,
                 Err(payload) => {
                     let error = DecodeError::panicked(payload);
                     self.values.skip()?;
                     self.left -= 1;
-                    take(Err(NoValue::Unreadable(error)));
+                    results.push(Err(failure(NoValue::Unreadable(error))));
                 }
             }
         }
@@ -483,35 +483,41 @@ impl<'a> ChunkResults<'a> {
     }
 
     #[inline]
-    fn read_on<T>(
+    fn read_on<T, E>(
         &mut self,
-        read: &mut impl FnMut(&mut ValueReader<'a>) -> Result<T, DecodeError>,
-        take: &mut impl FnMut(Result<T, NoValue>),
+        results: &mut Vec<Result<T, E>>,
+        read: &impl Fn(&mut ValueReader<'a>) -> Result<T, DecodeError>,
+        failure: &impl Fn(NoValue) -> E,
     ) -> Result<(), ProtocolError> {
+        // Apart from what is kept for the case of a panic, so that it need not be read back.
+        let mut values = self.values;
         while self.left > 0 {
-            let result = match self.error()? {
-                None => read(&mut self.values).map_err(NoValue::Unreadable),
+            let mut error = None;
+            if !self.bare {
+                error = self.error()?;
+                values = self.values;
+            }
+            let result = match error {
+                None => read(&mut values).map_err(NoValue::Unreadable),
                 Some(error) => Err(NoValue::Failed(error)),
             };
+            self.values = values;
             self.left -= 1;
-            take(result);
+            results.push(result.map_err(failure));
         }
         Ok(())
     }
 
-    /// The error of the next, or nothing, and its value comes next.
+    /// The error of the next pair, or nothing, and its value comes next.
     #[inline]
-    fn error(&mut self) -> Result<Option<RemoteErrorBody>, ProtocolError> {
-        if self.bare {
-            return Ok(None);
-        }
+    fn error(&mut self) -> Result<Option<Box<RemoteErrorBody>>, ProtocolError> {
         let mut scanner = Scanner::new(self.values.rest());
         if scanner.array()? == 2 && scanner.nil() {
             self.values = ValueReader::new(scanner.rest());
             return Ok(None);
         }
         match self.next_pair()? {
-            Outcome::Error(error) => Ok(Some(error)),
+            Outcome::Error(error) => Ok(Some(Box::new(error))),
             Outcome::Value(_) => unreachable!("a pair that begins with nil has been seen to"),
         }
     }

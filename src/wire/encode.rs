@@ -260,14 +260,13 @@ impl Encoder {
         }
     }
 
-    /// A marker, and a number of up to eight bytes.
+    /// A marker, and a number of up to eight bytes, at once: to look twice whether there is room takes longer than both.
     #[inline]
     pub(crate) fn marked<const N: usize>(
         &mut self,
         marker: u8,
         value: [u8; N],
     ) -> Result<(), EncodeError> {
-        const { assert!(N <= 8) };
         let mut both = [marker; 9];
         both[1..=N].copy_from_slice(&value);
         self.raw(&both[..=N])
