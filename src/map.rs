@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::vec::IntoIter;
 
 use errback_deferred::{Deferred, Failure, ReactorCore, gather_results};
@@ -26,10 +27,12 @@ const AHEAD: usize = 4;
 /// How many parts a known number of items is divided into for each worker, so that an uneven load evens out.
 const PARTS: usize = 4;
 /// The largest chunk by default. By then a chunk's own cost, four switches between threads and their wait for a CPU, is a
-/// hundredth of that of its items, however small they are, and the workers need not wait long for the first.
-const LARGEST: usize = 1 << 13;
-/// The largest chunk when it is not known how many items there are.
+/// small part of that of its items, however small they are, and the workers need not wait long for the first.
+const LARGEST: usize = 1 << 14;
+/// The largest chunk when it is not known how many items there are, nor that they are small.
 const LARGEST_UNKNOWN: usize = 1 << 10;
+/// Chunks of that size whose results are there so soon are of small items.
+const SOON: Duration = Duration::from_millis(4);
 
 /// What stands for one call in a list of them: the argument itself for a task of one argument, the tuple of them for
 /// others.
@@ -237,8 +240,14 @@ struct Out<F: Task> {
     pool: Pool,
     task: F,
     done: Arc<Done<F::Output>>,
-    /// The first item of each, and how many it has.
-    chunks: BTreeMap<usize, usize>,
+    /// By the first item of each.
+    chunks: BTreeMap<usize, Sent>,
+}
+
+/// A chunk that is with the pool.
+struct Sent {
+    items: usize,
+    at: Instant,
 }
 
 impl<F: Task, I> Map<F, I>
@@ -247,7 +256,8 @@ where
     I::Item: MapItem<F::Args>,
 {
     /// How many items travel together. Default: a number of items that is known is divided into four parts for each
-    /// worker, of at most 8,192 items; otherwise chunks grow from 1 to 1,024. Items of a task with a
+    /// worker, or more, of at most 16,384 items; otherwise chunks grow from 1 to 1,024, and on to 16,384 if their results come
+    /// within milliseconds. Items of a task with a
     /// [`timeout`](Task::timeout) or an [expiry](Task::expires) travel alone; in chunks that you ask for, the limit is the whole chunk's.
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.size = ChunkSize::Fixed(items.max(1));
@@ -301,15 +311,18 @@ where
         self.refill();
         if let Some(why) = self.out.pool.shared().forked() {
             // Those that were out at the fork come to their end in the other process.
-            let (first, items) = self.out.chunks.pop_first()?;
-            return Some((first, (0..items).map(|_| Err(why.clone())).collect()));
+            let (first, sent) = self.out.chunks.pop_first()?;
+            let results = (0..sent.items).map(|_| Err(why.clone())).collect();
+            return Some((first, results));
         }
         if self.out.chunks.is_empty() {
             return None;
         }
         // Each chunk that is out comes in once, also when it is lost.
         let chunk = self.out.done.receive();
-        self.out.chunks.remove(&chunk.0);
+        if let Some(Sent { items, at }) = self.out.chunks.remove(&chunk.0) {
+            self.size.saw(items, at.elapsed());
+        }
         self.refill();
         Some(chunk)
     }
@@ -391,7 +404,8 @@ impl<F: Task> Out<F> {
         } = self;
         encode(pool, *task, chunk, &mut |call| {
             let items = call.as_ref().map_or(1, Encoded::items);
-            chunks.insert(first, items);
+            let at = Instant::now();
+            chunks.insert(first, Sent { items, at });
             if pool.shared().forked().is_some() {
                 first += items;
                 return; // see `receive`; and the other's lock may be held by who is not here
@@ -463,7 +477,10 @@ impl<T> Drop for ChunkEnd<T> {
 enum ChunkSize {
     Fixed(usize),
     /// Twice the last one, up to a limit.
-    Growing(usize),
+    Growing {
+        next: usize,
+        most: usize,
+    },
 }
 
 impl ChunkSize {
@@ -471,9 +488,15 @@ impl ChunkSize {
     fn of(hint: (usize, Option<usize>), workers: usize) -> Self {
         match hint {
             (items, Some(same)) if items == same => {
-                ChunkSize::Fixed(items.div_ceil(workers * PARTS).clamp(1, LARGEST))
+                // As many for one worker as for the other.
+                let chunks = items.div_ceil(LARGEST).next_multiple_of(workers);
+                let chunks = chunks.max(workers * PARTS);
+                ChunkSize::Fixed(items.div_ceil(chunks).max(1))
             }
-            _ => ChunkSize::Growing(1),
+            _ => ChunkSize::Growing {
+                next: 1,
+                most: LARGEST_UNKNOWN,
+            },
         }
     }
 
@@ -488,11 +511,21 @@ impl ChunkSize {
     fn next(&mut self) -> usize {
         match self {
             ChunkSize::Fixed(items) => *items,
-            ChunkSize::Growing(items) => {
-                let now = *items;
-                *items = LARGEST_UNKNOWN.min(now * 2);
+            ChunkSize::Growing { next, most } => {
+                let now = *next;
+                *next = (now * 2).min(*most);
                 now
             }
+        }
+    }
+
+    /// The results of a chunk of so many items have come after this time.
+    fn saw(&mut self, items: usize, after: Duration) {
+        if let ChunkSize::Growing { most, .. } = self
+            && items == *most
+            && after < SOON
+        {
+            *most = (items * 2).min(LARGEST);
         }
     }
 }
@@ -509,6 +542,9 @@ mod tests {
         );
         assert_eq!(ChunkSize::of((3, Some(3)), 2), ChunkSize::Fixed(1));
         assert_eq!(ChunkSize::of((0, Some(0)), 2), ChunkSize::Fixed(1));
+        // Two more than need be would make the last of them short.
+        let many = ChunkSize::of((200_000, Some(200_000)), 2);
+        assert_eq!(many, ChunkSize::Fixed(200_000_usize.div_ceil(14)));
         assert_eq!(
             ChunkSize::of((usize::MAX, Some(usize::MAX)), 64),
             ChunkSize::Fixed(LARGEST)
@@ -517,5 +553,25 @@ mod tests {
         let sizes: Vec<usize> = (0..13).map(|_| unknown.next()).collect();
         assert_eq!(sizes[..4], [1, 2, 4, 8]);
         assert_eq!(sizes[12], LARGEST_UNKNOWN);
+    }
+
+    #[test]
+    fn chunks_of_an_unknown_number_of_items_grow_on_if_they_come_back_soon() {
+        let mut unknown = ChunkSize::of((0, None), 2);
+        let after_largest = |unknown: &mut ChunkSize, after| {
+            while unknown.next() < LARGEST_UNKNOWN {}
+            unknown.saw(LARGEST_UNKNOWN / 2, Duration::ZERO);
+            unknown.saw(LARGEST_UNKNOWN, after);
+            unknown.next();
+            unknown.next()
+        };
+        assert_eq!(after_largest(&mut unknown, SOON), LARGEST_UNKNOWN);
+        let soon = SOON / 2;
+        assert_eq!(after_largest(&mut unknown, soon), 2 * LARGEST_UNKNOWN);
+        for _ in 0..2 * LARGEST.ilog2() {
+            let items = unknown.next();
+            unknown.saw(items, soon);
+        }
+        assert_eq!(unknown.next(), LARGEST);
     }
 }

@@ -232,6 +232,29 @@ fn one_buffer_serves_many_jobs_and_the_items_of_a_map() {
 }
 
 #[test]
+fn a_failure_among_the_items_of_a_map_does_not_move_their_buffers() {
+    for pool in pools(1) {
+        let mut results = pool.map(made_if_lucky, 0..20).chunk_size(20);
+        for n in 0..20 {
+            let result = results.next().expect("a result");
+            match n {
+                7 | 13 => assert!(result.is_err()),
+                n => assert_eq!(result.expect("bytes"), filled(LARGE + usize::from(n), n)),
+            }
+        }
+        assert!(results.next().is_none());
+    }
+}
+
+#[errback::task]
+fn made_if_lucky(n: u8) -> Result<Buffer, String> {
+    match n {
+        7 | 13 => Err(format!("{n} is unlucky")),
+        n => Ok(filled(LARGE + usize::from(n), n)),
+    }
+}
+
+#[test]
 fn what_a_task_keeps_stays_as_it_was() {
     for pool in pools(1) {
         for n in 0..100 {

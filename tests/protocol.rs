@@ -1273,6 +1273,68 @@ fn gives_or_panics(n: u8) -> Vec<Misbehaves> {
 }
 
 #[test]
+fn a_panic_that_a_call_of_a_chunk_has_caught_is_none_of_the_next_one() {
+    let mut worker = Worker::start();
+    let calls: Vec<_> = (0..6).map(|n| (n,)).collect();
+    worker.send(&encode_chunk(1, catches_or_panics.name(), &calls, MAX_FRAME).unwrap());
+    let frame = worker.receive().unwrap();
+    let Outcome::Value(value) = Answer::parse(&frame).unwrap().outcome else {
+        panic!("an error");
+    };
+    let results = wire::parse_chunk_results(value, calls.len()).unwrap();
+    let said: Vec<_> = results
+        .into_iter()
+        .map(|result| match result {
+            Outcome::Value(value) => decode_value::<String>(value).unwrap(),
+            Outcome::Error(error) => error.message,
+        })
+        .collect();
+    assert_eq!(said[..4], ["fine", "caught 1", "thrown 2", "fine"]);
+    assert_eq!(said[4..], ["caught 4", "thrown 5"]);
+    let stderr = worker.end().with_code(0).stderr;
+    // The others have become answers.
+    assert_eq!(stderr.matches("caught ").count(), 2, "{stderr}");
+    assert!(!stderr.contains("thrown"), "{stderr}");
+}
+
+#[errback::task]
+fn catches_or_panics(n: u32) -> String {
+    match n % 3 {
+        0 => "fine".to_owned(),
+        1 => {
+            let caught = std::panic::catch_unwind(|| panic!("caught {n}")).unwrap_err();
+            *caught.downcast::<String>().unwrap()
+        }
+        _ => panic!("thrown {n}"),
+    }
+}
+
+#[test]
+fn results_of_a_chunk_are_bare_until_one_fails() {
+    let mut worker = Worker::start();
+    let mut answer = |arguments: &[u8]| {
+        let calls: Vec<_> = arguments.iter().map(|n| (*n,)).collect();
+        worker.send(&encode_chunk(1, gives_bytes_or_panics.name(), &calls, MAX_FRAME).unwrap());
+        let frame = worker.receive().unwrap();
+        match Answer::parse(&frame).unwrap().outcome {
+            Outcome::Value(value) => value.to_vec(),
+            Outcome::Error(error) => panic!("{error:?}"),
+        }
+    };
+    assert_eq!(answer(&[1, 0]), b"\x81\xa3all\x92\xc4\x01\x07\xc4\x00");
+    let pairs = answer(&[1, 0, 9, 2]);
+    assert!(pairs.starts_with(b"\x94\x92\xc0\xc4\x01\x07\x92\xc0\xc4\x00\x92"));
+    assert!(pairs.ends_with(b"\xc0\x92\xc0\xc4\x02\x07\x07"));
+    worker.end().with_code(0);
+}
+
+#[errback::task]
+fn gives_bytes_or_panics(n: u8) -> Vec<u8> {
+    assert_ne!(n, 9);
+    vec![7; n.into()]
+}
+
+#[test]
 fn a_chunk_for_one_argument_is_the_same_in_either_form() {
     let mut worker = Worker::start();
     let mut answers = Vec::new();

@@ -304,8 +304,7 @@ impl<'a> Chunk<'a> {
 /// The results of a chunk, as a worker writes them: `{"all": [value, …]}`, and from the first error on
 /// `[[nil, value], [error, nil], …]`.
 ///
-/// Values that would not fit as pairs are not written in the first form either: which results fit into a frame does not
-/// depend on whether one of them is an error.
+/// Room is kept for what the second form needs more, so that the values which are there fit into a frame in that one too.
 pub(crate) struct ResultsWriter {
     count: usize,
     /// Where they begin, with all their headers.
@@ -543,5 +542,56 @@ impl<'a> ChunkResults<'a> {
             true => Ok(Some(Outcome::Value(self.values.skip()?))),
             false => self.next_pair().map(Some),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes values of these lengths, and errors where there is none or no room. `None`: not even those had room.
+    fn written(limit: usize, lengths: &[Option<usize>]) -> Option<Vec<u8>> {
+        let mut encoder = Encoder::new(limit);
+        let mut results = ResultsWriter::begin(&mut encoder, lengths.len()).ok()?;
+        for length in lengths {
+            results.begin_result(&mut encoder).ok()?;
+            let fits = length.is_some_and(|length| encoder.text(&"x".repeat(length)).is_ok());
+            if !fits {
+                let error = RemoteErrorBody::default();
+                results.make_error(&mut encoder, error).ok()?;
+            }
+        }
+        encoder.keep_free(0, 0);
+        assert!(encoder.bytes().len() <= limit);
+        Some(encoder.into_bytes())
+    }
+
+    #[test]
+    fn whatever_the_room_all_results_are_there_or_nothing_is() {
+        let lengths = [Some(40), Some(3), Some(300), None, Some(20), Some(500)];
+        let mut fitted = 0;
+        for limit in 0..2000 {
+            let Some(bytes) = written(limit, &lengths) else {
+                continue;
+            };
+            let results = parse_chunk_results(&bytes, lengths.len()).unwrap();
+            fitted = 0;
+            for (result, length) in results.iter().zip(lengths) {
+                if let Outcome::Value(value) = result {
+                    let length = length.expect("a value where there is one");
+                    assert!(value.ends_with(&b"x".repeat(length)));
+                    fitted += 1;
+                }
+            }
+        }
+        assert_eq!(fitted, 5);
+    }
+
+    #[test]
+    fn results_without_an_error_are_shorter_than_pairs() {
+        let bare = written(1 << 20, &[Some(1), Some(2)]).unwrap();
+        assert_eq!(bare, b"\x81\xa3all\x92\xa1x\xa2xx");
+        let none = written(1 << 20, &[]).unwrap();
+        assert_eq!(none, [0x90]);
     }
 }
