@@ -89,7 +89,7 @@ impl Listener {
 
 impl BusyPoll for Listener {
     fn poll(&self) -> bool {
-        let Some(pool) = self.pool.upgrade() else {
+        let Some(pool) = self.pool_of_here() else {
             return false;
         };
         let mut any = false;
@@ -105,7 +105,7 @@ impl BusyPoll for Listener {
     }
 
     fn done(&self) {
-        if let Some(pool) = self.pool.upgrade() {
+        if let Some(pool) = self.pool_of_here() {
             self.with_each(|it| {
                 let watch = it.watch.take();
                 !watch.is_some_and(|watch| watch.end(&pool))
@@ -115,6 +115,11 @@ impl BusyPoll for Listener {
 }
 
 impl Listener {
+    /// The pool, if it is there. A process that its own has forked has no part in its answers.
+    fn pool_of_here(&self) -> Option<Arc<Shared>> {
+        self.pool.upgrade().filter(|pool| pool.forked().is_none())
+    }
+
     /// Keeps those of which `keep` says so. It may finish jobs, of others too, and so run code of theirs that submits more.
     fn with_each(&self, keep: impl FnMut(&mut Awaited) -> bool) {
         let mut awaited = self.awaited.take();
