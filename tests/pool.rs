@@ -79,7 +79,7 @@ fn nap(milliseconds: u64) {
 
 #[errback::task]
 fn nap_and_abort(milliseconds: u64) {
-    nap(milliseconds);
+    std::thread::sleep(Duration::from_millis(milliseconds));
     std::process::abort();
 }
 
