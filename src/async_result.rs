@@ -164,7 +164,9 @@ impl<T> AsyncResult<T> {
             self.wait();
             return true;
         };
-        self.listen();
+        if !patience.is_zero() {
+            self.listen();
+        }
         let Ok(mut state) = self.look() else {
             return true;
         };

@@ -86,8 +86,8 @@ impl fmt::Display for Broken {
 
 /// The host's end of a lane.
 ///
-/// What writes (`room`, `push`, `publish`, the requests, `begun`) is for who has the pool's lock, what reads (`read`, `doze`) for
-/// the worker's waiter. The numbers of each are atomics only because Rust would have it so.
+/// What writes (`push`, `publish`, the requests, `begun`) is for who has the pool's lock, what reads (`read`, `doze`) for who has
+/// the connection, and anybody may ask for the `room`, which is a little less than there is when others push. The numbers of each are atomics only because Rust would have it so.
 pub(crate) struct HostLane {
     mine: Mapping,
     theirs: Mapping,
@@ -166,9 +166,10 @@ impl HostLane {
 
     /// How many bytes of calls the ring has room for.
     pub(crate) fn room(&self) -> Result<usize, Broken> {
-        let tail = self.tail.load(Ordering::Relaxed);
         let head = self.theirs.number(answers::CALLS_HEAD);
         let head = head.load(Ordering::Acquire);
+        // After the head: who has not the pool's lock may meet with a push, which the worker reads at once.
+        let tail = self.tail.load(Ordering::Relaxed);
         let before = self.theirs_head.swap(head, Ordering::Relaxed);
         let used = tail.checked_sub(head).filter(|_| head >= before);
         let used = used.ok_or(Broken)?;

@@ -673,23 +673,22 @@ impl Poller {
         let began = Instant::now();
         let mut time = Duration::ZERO;
         let mut look_again = time;
-        let mut shares = self.spin.shares();
         while time <= self.spin.limit() && !core.timers.is_due() {
-            let mut found = core.calls.is_waiting() || core.busy_polls.poll();
-            if !found && time >= look_again {
+            let mut found = Ok(core.calls.is_waiting() || core.busy_polls.poll());
+            let looks = matches!(found, Ok(false)) && time >= look_again;
+            if looks {
                 look_again = time + SOURCES_EVERY;
-                found = self.look(core)?;
+                found = self.fetch(core, Some(Duration::ZERO));
             }
-            if found {
-                core.busy_polls.done();
-                self.spin.found_sharing(shares);
-                return Ok(true);
+            if !matches!(found, Ok(false)) {
+                core.busy_polls.done(); // before anything runs that may take its time
+                self.spin.found();
+                if looks {
+                    self.dispatch(core);
+                }
+                return found;
             }
-            shares |= Spin::lets_others_run(time);
-            match shares {
-                true => thread::yield_now(),
-                false => hint::spin_loop(),
-            }
+            hint::spin_loop();
             time = began.elapsed();
         }
         core.busy_polls.done();

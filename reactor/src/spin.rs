@@ -32,12 +32,6 @@ const SHORT_SLEEP: u32 = 32;
 /// What waking takes, at most: a sleep that was longer than this and the look together was not worth waiting for.
 const WAKING: Duration = Duration::from_micros(50);
 
-/// For so long nobody else is let run during a look. After that, who is to answer may be waiting for this very core.
-const ALONE: Duration = Duration::from_micros(3);
-
-/// When that was so, others are let run at once in so many looks.
-const SHARES: u32 = 64;
-
 /// Whether to look before the next sleep.
 pub(crate) struct Spin {
     limit: Duration,
@@ -47,8 +41,6 @@ pub(crate) struct Spin {
     pause: u32,
     /// How many sleeps it was after the last look.
     last_pause: u32,
-    /// In how many more looks others are let run at once.
-    shares: u32,
 }
 
 impl Spin {
@@ -59,7 +51,6 @@ impl Spin {
             alone: cores() == 1,
             pause: 0,
             last_pause: 0,
-            shares: 0,
         }
     }
 
@@ -92,26 +83,6 @@ impl Spin {
 
     pub(crate) fn found(&mut self) {
         self.last_pause /= 2;
-    }
-
-    /// Whether to let others run at once in the look that begins.
-    pub(crate) fn shares(&mut self) -> bool {
-        let shares = self.shares > 0;
-        self.shares = self.shares.saturating_sub(1);
-        shares
-    }
-
-    /// Whether to let others run in a look that has gone on for `time`.
-    pub(crate) fn lets_others_run(time: Duration) -> bool {
-        time >= ALONE
-    }
-
-    /// It found something, after it had let others run, or so quickly that it did not.
-    pub(crate) fn found_sharing(&mut self, shared: bool) {
-        self.found();
-        if shared && self.shares == 0 {
-            self.shares = SHARES;
-        }
     }
 
     /// It looked for `time` and found nothing. When that was much longer than it wanted, others need this core.
@@ -182,7 +153,6 @@ mod tests {
             alone: false,
             pause: 0,
             last_pause: 0,
-            shares: 0,
         }
     }
 

@@ -79,8 +79,12 @@ impl Listener {
     /// Looks for this job's answer too, the next time that the loop looks about.
     pub(super) fn add(&self, job: Submitted) {
         let mut awaited = self.awaited.borrow_mut();
-        if awaited.len() == MOST {
-            awaited.remove(0);
+        if awaited.len() >= MOST {
+            // One that is being watched is left to the waiter in its own time.
+            match awaited.iter().position(|it| it.watch.is_none()) {
+                Some(oldest) => drop(awaited.remove(oldest)),
+                None => return,
+            }
         }
         let job = job.key;
         awaited.push(Awaited { job, watch: None });

@@ -66,6 +66,9 @@ impl Shared {
             }
         }
         (worker.told, worker.become_of) = (heard, answered);
+        if worker.sits && worker.out == 0 {
+            self.offer(id, worker);
+        }
         completed?;
         result.map(|()| lives)
     }
@@ -101,15 +104,22 @@ impl Shared {
             }
         }
         state.show_first(id, worker);
-        if worker.sits && worker.out == 0 {
-            state.idle.push(id);
-            // Whoever has come meanwhile finds nobody else who would look for work.
-            if state.waiting() > 0 || state.phase.is_closing() {
-                worker.process.wakeup().wake();
-            }
-        }
         self.find_workers(state, passed_over);
         result
+    }
+
+    /// A worker that its waiter sits by has nothing to do, and the ends of its jobs have run: others may give it some.
+    fn offer(&self, id: WorkerId, worker: &Connection) {
+        let mut state = self.state.lock();
+        let place = state.place(id);
+        if !place.hand.is_empty() || place.dead || state.idle.contains(&id) {
+            return;
+        }
+        state.idle.push(id);
+        // Whoever has come meanwhile found nobody who would look for work.
+        if state.waiting() > 0 || state.phase.is_closing() {
+            worker.process.wakeup().wake();
+        }
     }
 
     /// Looks for a moment for the answer to a job of which the caller has nothing else to do than to wait for it.
@@ -264,6 +274,9 @@ pub(crate) struct Watch {
 impl Shared {
     /// Begins to look for the answer to a job. `None`: it is there already, or somebody else sees to it.
     pub(crate) fn watch(&self, key: JobKey) -> Option<Watch> {
+        if self.forked().is_some() {
+            return None; // it is not ours
+        }
         let (id, connection) = self.open_connection_of(key)?;
         let lane = {
             let mut worker = connection.try_lock()?;
@@ -285,6 +298,9 @@ impl Watch {
 
     /// Takes the answers that are there, and leaves what else comes to the waiter. Whether there were any.
     pub(crate) fn end(self, shared: &Shared) -> bool {
+        if shared.forked().is_some() {
+            return false;
+        }
         // Otherwise the waiter is awake.
         match self.connection.try_lock() {
             Some(mut worker) if worker.sits => shared.take_answers(self.id, &mut worker, false),

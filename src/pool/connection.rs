@@ -483,6 +483,7 @@ impl Connection {
                 self.lent.clear();
                 if let Some(lane) = &mut self.lane {
                     lane.ends.pop(lane::ON_THE_SOCKET.len());
+                    lane.unpublished = false; // such a call is alone
                 }
                 return Err(error);
             }
@@ -635,8 +636,10 @@ impl Connection {
             read: this.reads_socket(),
         };
         let ready = MutexGuard::unlocked(this, || watch.poll(for_what, until));
-        if let Some(lane) = this.lane.as_mut().filter(|lane| !lane.on_socket) {
-            lane.ends.wake_up();
+        if let Some(lane) = &mut this.lane {
+            if !lane.on_socket {
+                lane.ends.wake_up();
+            }
             if ready.bell {
                 lane.spin.came();
                 lane.ends.clear_bell();

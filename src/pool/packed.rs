@@ -68,7 +68,8 @@ impl Packed {
         let into = LAST.take();
         let (frame, attachments) = wire::encode_call_into(into, task, args, max_frame, share_from)?;
         let args = &frame[wire::args_offset(task)..];
-        if args.len() <= FEW && attachments.is_empty() && limits == Limits::default() {
+        let is_small = args.len() <= FEW && frame.len() <= SMALL;
+        if is_small && attachments.is_empty() && limits == Limits::default() {
             let mut few = [0; FEW];
             few[..args.len()].copy_from_slice(args);
             let length = args.len() as u8;
@@ -221,7 +222,8 @@ mod tests {
             for length in [0, 1, FEW - 2, FEW - 1, 31, 32, 100_000] {
                 let (mut packed, expected) = frame_of(&task, length);
                 let few = matches!(packed, Packed::Few { .. });
-                assert_eq!(few, length + 2 <= FEW, "{length}");
+                assert_eq!(few, length + 2 <= FEW && name < SMALL, "{length}");
+                assert_eq!(packed.goes_with_others(), expected.len() <= SMALL);
                 let frame = packed.frame(&task, 4711, &mut Vec::new()).to_shared();
                 assert_eq!(frame.frame, expected);
             }

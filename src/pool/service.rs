@@ -110,7 +110,8 @@ impl Shared {
         let open_until = worker.last + SITTING;
         if open_until > now && self.may_be_given_jobs(worker) {
             state.place(id).open = Some(Arc::clone(connection));
-            return Next::Sit(Some(open_until));
+            let until = idle_until.map_or(open_until, |until| until.min(open_until));
+            return Next::Sit(Some(until));
         }
         // Nothing to leave for; it is asked again when a job is done.
         Next::Sit(idle_until.filter(|until| *until > now))
@@ -325,6 +326,7 @@ impl Shared {
     /// A waiter panicked over its worker: kills it, fails its jobs, and goes on.
     pub(super) fn abandon(&self, id: WorkerId, process: &Arc<Process>) {
         let mut state = self.state.lock();
+        let open = state.place(id).open.take();
         self.stand_up(&mut state, id);
         if state.place(id).process.take().is_some() {
             process.kill();
@@ -343,6 +345,10 @@ impl Shared {
         };
         self.vacate(&mut state, id, Some(failed));
         drop(state);
+        // Who has come by it must not take what the next worker says for its.
+        if let Some(open) = open {
+            open.lock().sits = false;
+        }
         let message = "a waiter thread panicked; see the report on stderr".to_string();
         for job in jobs {
             let message = message.clone();

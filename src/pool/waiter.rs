@@ -232,7 +232,10 @@ impl Waiter {
         let step = match event {
             Event::Frame => self.answers(worker),
             Event::Woken | Event::Late => Ok(()),
-            event => Err(self.end_of(worker, event)),
+            event => {
+                self.shared.look_at_hand(self.id, worker); // nobody gives it anything from here on
+                Err(self.end_of(worker, event))
+            }
         };
         worker.sits = false;
         match worker.broken.take() {
@@ -398,7 +401,7 @@ impl Waiter {
         for (_, verdict, _) in &worker.late {
             state.counts.note_end(Some(*verdict));
         }
-        if !ended.is_empty() || worker.out > 0 {
+        if !ended.is_empty() || worker.out > 0 || state.waiting() > 0 {
             self.shared.rouse_one(&mut state);
         }
         self.shared.vacate(&mut state, self.id, failed);
