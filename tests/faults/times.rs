@@ -151,8 +151,12 @@ rows! {
 
     /// A job is cancelled that is with its worker, behind another that runs.
     fn c1_a_job_behind_another_on_its_worker_is_taken_back_and_never_runs() {
-        let (gate, mark) = (Gate::new(), nowhere("mark"));
-        let (pool, held, jobs, victim) = together(20, &gate, |pool| pool.apply_async(touch, (mark.clone(), 0)));
+        let (gate, mut mark, mut tries) = (Gate::new(), String::new(), 0);
+        let (pool, held, jobs, victim) = together(20, &gate, |pool| {
+            tries += 1;
+            mark = nowhere(&format!("mark-{tries}")); // the victims of other tries may run
+            pool.apply_async(touch, (mark.clone(), 0))
+        });
         victim.cancel();
         assert!(victim.ready(), "it failed on the spot");
         failure_of::<CancelledError, _>(victim);
