@@ -591,7 +591,7 @@ impl Connection {
             return Ok(false);
         }
         self.read_lane()?;
-        Ok(matches!(self.has_frame(), Ok(true)) && self.reads_lane())
+        Ok(matches!(self.has_frame(), Ok(true)) && !self.reads_socket())
     }
 
     /// From here on the waiter watches. Whether there is something for it already, for which it has to be woken.
@@ -602,10 +602,6 @@ impl Connection {
             Some(lane) => !lane.ends.doze(heard + 1) || lane.on_socket || !lane.reader.is_empty(),
             None => false,
         }
-    }
-
-    fn reads_lane(&self) -> bool {
-        !self.reads_socket()
     }
 
     /// Whether what comes next is on the socket.
