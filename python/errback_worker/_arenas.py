@@ -76,7 +76,7 @@ class Arenas:
         self._packets: deque[tuple[int, int, int, list[int]]] = deque()
         self._more = threading.Condition()
         self._theirs: dict[int, _Theirs] = {}
-        # Those that were announced, and could not be mapped.
+        # Those that could not be mapped, or that a call has waited for in vain: it asks for each of its values again.
         self._missing: set[int] = set()
         self._in_use: set[int] = set()
         self._uses = 0
@@ -164,6 +164,8 @@ class Arenas:
         with self._more:
             self._more.wait_for(lambda: any(packet[1] == number for packet in self._packets), _PATIENCE)
         self._look()
+        if number not in self._theirs:
+            self._missing.add(number)
 
     def place(self, value: Any) -> Any:
         """A reference to a copy of these bytes, if that is what should be sent; else the value itself."""
