@@ -12,7 +12,9 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 
 use self::private::Sealed as _;
-use crate::node::{Canceller, Kind, Node, NodeRef, Promise, Step, TakeBack, WeakNode};
+use crate::node::{
+    CancelRequest, Canceller, Kind, Node, NodeRef, Promise, Step, TakeBack, WeakNode,
+};
 use crate::store::{Entry, Erased};
 use crate::{AlreadyCalledError, Failure, contain};
 
@@ -169,7 +171,30 @@ impl<T: 'static> Deferred<T> {
     /// # d.add_errback(|f| f.trap::<CancelledError>().map(drop));
     /// ```
     pub fn set_take_back(&self, from: Rc<dyn Fn(u64)>, number: u64) {
-        self.node.set_take_back(TakeBack { from, number });
+        self.node.tell(TakeBack { from, number });
+    }
+
+    /// Has `to` called with `number` at each cancel of this Deferred before it has fired, in the place of firing it: as
+    /// [`with_cancel_request`](Self::with_cancel_request), for those who do much work under numbers. It allocates nothing,
+    /// and takes the place of a [`set_take_back`](Self::set_take_back).
+    ///
+    /// ```
+    /// use errback_deferred::{CancelledError, Deferred, Failure};
+    /// use std::{cell::RefCell, rc::Rc};
+    ///
+    /// let asked = Rc::new(RefCell::new(vec![]));
+    /// let jobs = asked.clone();
+    /// let stop: Rc<dyn Fn(u64)> = Rc::new(move |number| jobs.borrow_mut().push(number));
+    /// let (resolver, d) = Deferred::<()>::new();
+    /// d.set_cancel_request(stop.clone(), 7);
+    /// d.cancel();
+    /// assert!(*asked.borrow() == [7] && !d.called());
+    /// resolver.errback(CancelledError)?; // the job has stopped
+    /// # d.add_errback(|f| f.trap::<CancelledError>().map(drop));
+    /// # Ok::<(), Failure>(())
+    /// ```
+    pub fn set_cancel_request(&self, to: Rc<dyn Fn(u64)>, number: u64) {
+        self.node.tell(CancelRequest { to, number });
     }
 
     pub(crate) fn of(node: NodeRef) -> Self {

@@ -64,8 +64,8 @@ const LINKING: u8 = 1 << 4;
 const KEEPS_CANCEL: u8 = 1 << 5;
 /// Copies of the inputs of its levels are kept while these run.
 const WATCHED: u8 = 1 << 6;
-/// It has not fired, and its slot holds a [`TakeBack`] meanwhile.
-const TAKES_BACK: u8 = 1 << 7;
+/// It has not fired, and its slot holds a [`TakeBack`] or a [`CancelRequest`] meanwhile.
+const TELLS: u8 = 1 << 7;
 
 /// What only some Deferreds have.
 #[derive(Default)]
@@ -93,6 +93,12 @@ pub(crate) struct Extra {
 /// Takes work back that waits in somebody's queue under a number.
 pub(crate) struct TakeBack {
     pub(crate) from: Rc<dyn Fn(u64)>,
+    pub(crate) number: u64,
+}
+
+/// Asks somebody who does work under a number to stop, and to fire the Deferred then.
+pub(crate) struct CancelRequest {
+    pub(crate) to: Rc<dyn Fn(u64)>,
     pub(crate) number: u64,
 }
 
@@ -505,25 +511,31 @@ impl Node {
 }
 
 impl NodeRef {
-    /// What a cancel does before all else, if it comes before the firing. It lies in the slot, which is empty until then:
-    /// a canceller would cost two allocations.
-    pub(crate) fn set_take_back(&self, take_back: TakeBack) {
+    /// What a cancel does before all else, if it comes before the firing: a [`TakeBack`], or a [`CancelRequest`]. It lies in the
+    /// slot, which is empty until then: a canceller would cost two allocations.
+    pub(crate) fn tell<T: 'static>(&self, whom: T) {
         if !self.has(FIRED) {
-            self.set(TAKES_BACK);
-            self.slot.put(take_back);
+            self.set(TELLS);
+            self.slot.put(whom);
         }
     }
 
     #[inline]
-    fn take_take_back(&self) -> Option<TakeBack> {
-        if !self.has(TAKES_BACK) {
+    fn take_told(&self) -> Option<Erased> {
+        if !self.has(TELLS) {
             return None;
         }
-        self.clear(TAKES_BACK);
-        self.slot.take_as()
+        self.clear(TELLS);
+        self.slot.take()
     }
 
     pub(crate) fn set_canceller(&self, canceller: Canceller) {
+        // A request is what a canceller is; work is taken back besides.
+        if let Some(told) = self.take_told()
+            && let Ok(take_back) = told.downcast::<TakeBack>()
+        {
+            self.tell(take_back);
+        }
         self.extra(|extra| extra.canceller = Some(canceller));
     }
 
@@ -627,15 +639,15 @@ impl NodeRef {
                 Err(result)
             };
         }
-        let take_back = self.take_take_back();
+        let told = self.take_told();
         self.set(FIRED);
         self.put_result(result);
         // These may own anything, so the Deferred is in order before.
         if let Some(canceller) = self.canceller_of_fired() {
             drop(canceller);
         }
-        if let Some(take_back) = take_back {
-            drop(take_back);
+        if let Some(told) = told {
+            drop(told);
         }
         Ok(true)
     }
@@ -723,9 +735,17 @@ impl NodeRef {
         if self.has(CANCELLING) {
             return; // its canceller is on the stack above us and will see to it
         }
-        if let Some(TakeBack { from, number }) = self.take_take_back() {
-            self.guarded(|| from(number));
-            if self.has(FIRED) {
+        if let Some(told) = self.take_told() {
+            let fires = match told.downcast::<CancelRequest>() {
+                Ok(request) => self.request(request),
+                Err(told) => {
+                    if let Ok(TakeBack { from, number }) = told.downcast() {
+                        self.guarded(|| from(number));
+                    }
+                    self.has(FIRED)
+                }
+            };
+            if fires {
                 return;
             }
         }
@@ -737,8 +757,7 @@ impl NodeRef {
             None => self.set(SUPPRESS),
             Some(Canceller::Instead(hook)) => {
                 self.guarded(|| hook(self));
-                let abandoned = self.if_extra(|extra| extra.abandoned.then_some(()));
-                if abandoned.is_none() {
+                if !self.is_abandoned() {
                     return; // the producer will fire it
                 }
             }
@@ -747,6 +766,25 @@ impl NodeRef {
         if !self.has(FIRED) {
             let _ = self.fire::<()>(Err(CancelledError.into()));
         }
+    }
+
+    /// Asks for the end of the work. Whether it fires the Deferred, now or later: else nobody will.
+    fn request(&self, request: CancelRequest) -> bool {
+        let CancelRequest { to, number } = request;
+        // It stays for the next time.
+        let again = CancelRequest {
+            to: Rc::clone(&to),
+            number,
+        };
+        self.tell(again);
+        self.guarded(|| to(number));
+        self.has(FIRED) || !self.is_abandoned()
+    }
+
+    /// Whether its resolver was dropped while its canceller ran.
+    fn is_abandoned(&self) -> bool {
+        self.if_extra(|extra| extra.abandoned.then_some(()))
+            .is_some()
     }
 
     /// Runs a canceller, which may panic and may come back to this Deferred.

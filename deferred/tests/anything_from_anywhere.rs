@@ -202,10 +202,20 @@ impl World {
     }
 
     fn make(&self, token: Token) {
-        let (resolver, d) = match self.below(4) {
+        let (resolver, d) = match self.below(6) {
             0 => Deferred::new(),
             1 => return self.keep(maybe_deferred(|| self.outcome())),
             2 => return self.keep(succeed(1).with_visible_input()),
+            3 => {
+                let (resolver, d) = Deferred::new();
+                d.set_take_back(Rc::new(move |_| token.act()), 0);
+                (resolver, d)
+            }
+            4 => {
+                let (resolver, d) = Deferred::new();
+                d.set_cancel_request(Rc::new(move |_| token.act()), 0);
+                (resolver, d)
+            }
             _ => Deferred::with_canceller(move || {
                 token.act();
                 let world = &token.world;

@@ -1,6 +1,7 @@
 //! What a chain does, in the order of its life: firing, levels, waiting, cancelling, pausing, letting go.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::num::ParseIntError;
 use std::rc::Rc;
 use std::time::Duration;
@@ -112,6 +113,59 @@ fn a_resolver_dropped_by_a_cancel_request_cancels() {
     held.set(Some(resolver));
     d.cancel();
     assert!(failure_result_of(d).is::<CancelledError>());
+}
+
+#[test]
+fn a_numbered_cancel_request_asks_each_time_until_the_deferred_fires() {
+    let asked = Rc::new(RefCell::new(vec![]));
+    let held = Rc::new(RefCell::new(HashMap::new()));
+    let (seen, dropped) = (asked.clone(), held.clone());
+    let stop: Rc<dyn Fn(u64)> = Rc::new(move |number| {
+        seen.borrow_mut().push(number);
+        drop(dropped.borrow_mut().remove(&number));
+    });
+    let working = |number| {
+        let (resolver, d) = Deferred::<i64>::new();
+        d.set_cancel_request(stop.clone(), number);
+        (resolver, d)
+    };
+
+    let (resolver, d) = working(1);
+    d.cancel();
+    d.cancel();
+    assert!(!d.called());
+    assert_eq!(Rc::strong_count(&stop), 2);
+    resolver.callback(1).unwrap();
+    assert_eq!(Rc::strong_count(&stop), 1);
+    d.cancel();
+    assert_eq!(success_result_of(d), 1);
+    assert_eq!(*asked.borrow(), [1, 1]);
+
+    // The cancel is passed on to the one that is waited for.
+    let (resolver, inner) = working(2);
+    let outer = succeed(()).add_callback(move |()| inner);
+    outer.cancel();
+    resolver.errback(CancelledError).unwrap();
+    assert!(failure_result_of(outer).is::<CancelledError>());
+    assert_eq!(*asked.borrow(), [1, 1, 2]);
+
+    // Nobody is left who would fire it.
+    let (resolver, d) = working(3);
+    held.borrow_mut().insert(3, resolver);
+    d.cancel();
+    assert!(failure_result_of(d).is::<CancelledError>());
+
+    // Each of the two takes the other's place.
+    let (_resolver, d) = working(4);
+    d.set_canceller(|| Some(Ok(-4)));
+    d.cancel();
+    assert_eq!(success_result_of(d), -4);
+    assert_eq!(*asked.borrow(), [1, 1, 2, 3]);
+
+    let (resolver, dropped) = working(5);
+    drop(dropped);
+    drop(resolver);
+    assert_eq!(Rc::strong_count(&stop), 1);
 }
 
 #[test]
