@@ -1,32 +1,33 @@
 //! The call: `defer_to_process(&reactor, task, (arguments,))`, and hops 1 and 8 of a job's life.
 //!
-//! 1. Here, on the loop's thread: the arguments become bytes, a Deferred and a job are made.
+//! 1. Here and in `defer_to_process/desk.rs`, on the loop's thread: the arguments become bytes, a Deferred and a job are made.
 //! 2. `Shared::submit` (in `pool.rs`): into the backlog.
 //! 3. to 6. A waiter thread (`pool/waiter.rs`), the worker (`worker.rs`), and the waiter again.
-//! 7. `call_from_thread` wakes the loop, once for all answers that are there by then.
+//! 7. `desk.rs` again: `call_from_thread` wakes the loop, once for all answers that are there by then.
 //! 8. The Deferred fires, on the loop's thread.
 //!
-//! This is the only file that knows both the pool and an event loop. It needs little of the loop: calls from other
+//! This file and its folder are the only place that knows both the pool and an event loop. It needs little of the loop: calls from other
 //! threads, and to be told of its end. With our own [`Reactor`] the pool need not even be made: the first call makes one
 //! and hangs it on the reactor, and the reactor's shutdown ends it.
 
+mod desk;
 mod listener;
+mod loop_end;
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::OnceCell;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use errback_deferred::{
-    Deferred, LoopGone, Phase, ReactorCore, ReactorFromThreads, RemoteResolver, Resolver,
-    SystemEvent, fail,
+    Deferred, LoopGone, Phase, ReactorCore, ReactorFromThreads, RemoteResolver, SystemEvent, fail,
 };
 use errback_reactor::Reactor;
 
 use crate::error::{BuildError, PoolInUse};
-use crate::pool::{Encoded, JobHandle, Pool, Room};
+use crate::pool::{Encoded, Pool, Room};
 use crate::task::Task;
-use listener::listener;
+use desk::Desk;
 
 /// How long jobs that run may go on when their loop shuts down, before they are killed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -75,7 +76,8 @@ pub fn defer_to_process<F: Task>(reactor: &Reactor, task: F, args: F::Args) -> D
         Err(why) => return fail(why),
     };
     match pool.encode(task, &args) {
-        Ok(call) => start(reactor, &reactor.from_threads(), &pool, call, |_| ()),
+        // The reactor waits for the pool itself.
+        Ok(call) => submit(reactor, &pool, call, false),
         Err(error) => fail(error),
     }
 }
@@ -117,24 +119,25 @@ pub(crate) fn defer_call<T: Send + 'static>(
     pool: &Pool,
     call: Encoded<T>,
 ) -> Deferred<T> {
+    submit(event_loop, pool, call, true)
+}
+
+/// The rest of hop 1, and hop 2. `waits`: the loop's end waits for the job.
+#[track_caller]
+fn submit<T: Send + 'static>(
+    event_loop: &impl ReactorCore,
+    pool: &Pool,
+    call: Encoded<T>,
+    waits: bool,
+) -> Deferred<T> {
     // Before the loop is asked, which was forked too.
     if let Some(why) = pool.shared().forked() {
         return fail(why);
     }
     let threads = event_loop.from_threads();
-    let outstanding = match Outstanding::of(event_loop, &threads) {
-        Ok(outstanding) => outstanding,
-        Err(gone) => return fail(gone),
-    };
-    let mut place = None;
-    let submitted = |job: &JobHandle| place = Some(outstanding.add(job.clone(), pool.clone()));
-    let d = start(event_loop, &threads, pool, call, submitted);
-    match place {
-        Some(place) => d.add_both(move |result| {
-            outstanding.remove(place);
-            result
-        }),
-        None => d,
+    match Desk::of(event_loop, &threads, pool, waits) {
+        Ok(desk) => desk.submit(&threads, pool, call),
+        Err(gone) => fail(gone),
     }
 }
 
@@ -311,157 +314,4 @@ fn close_with(reactor: &Reactor, pool: &Pool) {
         SystemEvent::Shutdown,
         Box::new(close),
     );
-}
-
-/// The rest of hop 1, and hop 2. `submitted` is shown the job's handle.
-#[track_caller]
-fn start<T: Send + 'static>(
-    event_loop: &impl ReactorCore,
-    threads: &Arc<dyn ReactorFromThreads>,
-    pool: &Pool,
-    call: Encoded<T>,
-    submitted: impl FnOnce(&JobHandle),
-) -> Deferred<T> {
-    // Looked at here, so that it fails here, even if the loop is no more. A pool that closes at this very moment on
-    // another thread is found out by the submit.
-    if let Some(why) = pool.shared().refusal() {
-        return fail(why);
-    }
-    let handle: Rc<OnceCell<JobHandle>> = Rc::default();
-    let to_cancel = Rc::clone(&handle);
-    // A job that runs ends when its process is gone, not when that was asked for.
-    let (resolver, d) = Deferred::with_cancel_request(move || {
-        to_cancel.get().into_iter().for_each(JobHandle::cancel)
-    });
-    let resolver = RemoteResolver::of(Arc::clone(threads), resolver);
-    if let Some(job) = pool.submit(call, move |result| resolver.fire(result)) {
-        if job.is_out
-            && let Some(listener) = listener(event_loop, threads, pool)
-        {
-            listener.add(job);
-        }
-        let job = pool.handle(job);
-        submitted(&job);
-        let _ = handle.set(job);
-    }
-    d
-}
-
-thread_local! {
-    /// For each loop of this thread: the jobs that it has out in pools that are not its own.
-    static LOOPS: RefCell<Vec<Loop>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A loop, and what it has out. Weak: its handle holds a descriptor, which is not to outlive the loop; and its address is
-/// nobody else's as long as this is there.
-type Loop = (Weak<dyn ReactorFromThreads>, Rc<Outstanding>);
-
-/// The jobs that a loop has out, so that it does not end without them: their Deferreds could not fire any more.
-#[derive(Default)]
-struct Outstanding {
-    jobs: RefCell<Jobs>,
-    end: RefCell<End>,
-}
-
-#[derive(Default)]
-struct Jobs {
-    /// A job, and its pool, which is not dropped before.
-    places: Vec<Option<(JobHandle, Pool)>>,
-    free: Vec<usize>,
-}
-
-#[derive(Default)]
-enum End {
-    #[default]
-    NotYet,
-    /// The loop's shutdown waits for the last job.
-    Awaited(Resolver<()>),
-    Reached,
-}
-
-impl Outstanding {
-    /// This loop's; made by its first job.
-    fn of(
-        event_loop: &impl ReactorCore,
-        threads: &Arc<dyn ReactorFromThreads>,
-    ) -> Result<Rc<Outstanding>, LoopGone> {
-        if let Some(known) = Outstanding::find(threads) {
-            return match *known.end.borrow() {
-                End::Reached => Err(LoopGone),
-                _ => Ok(Rc::clone(&known)),
-            };
-        }
-        // A loop that has ended already would never run our trigger.
-        threads.call_from_thread(Box::new(|| ()))?;
-        let made = Rc::new(Outstanding::default());
-        LOOPS.with_borrow_mut(|loops| {
-            loops.retain(|(_, known)| !matches!(*known.end.borrow(), End::Reached));
-            loops.push((Arc::downgrade(threads), Rc::clone(&made)));
-        });
-        let shut_down = Rc::clone(&made);
-        let trigger = Box::new(move || shut_down.shut_down());
-        event_loop.add_system_event_trigger(Phase::Before, SystemEvent::Shutdown, trigger);
-        Ok(made)
-    }
-
-    fn find(threads: &Arc<dyn ReactorFromThreads>) -> Option<Rc<Outstanding>> {
-        LOOPS.with_borrow(|loops| {
-            let mut loops = loops.iter();
-            let known = loops
-                .find(|(known, _)| std::ptr::addr_eq(Weak::as_ptr(known), Arc::as_ptr(threads)))?;
-            Some(Rc::clone(&known.1))
-        })
-    }
-
-    fn add(&self, job: JobHandle, pool: Pool) -> usize {
-        let job = (job, pool);
-        let Jobs { places, free } = &mut *self.jobs.borrow_mut();
-        match free.pop() {
-            Some(place) => {
-                places[place] = Some(job);
-                place
-            }
-            None => {
-                places.push(Some(job));
-                places.len() - 1
-            }
-        }
-    }
-
-    /// The job's Deferred has fired.
-    fn remove(&self, place: usize) {
-        let mut jobs = self.jobs.borrow_mut();
-        let job = jobs.places[place].take();
-        jobs.free.push(place);
-        let last = jobs.free.len() == jobs.places.len();
-        drop(jobs);
-        drop(job); // perhaps the last handle to its pool
-        let awaited = matches!(*self.end.borrow(), End::Awaited(_));
-        if last
-            && awaited
-            && let End::Awaited(shutdown) = self.end.replace(End::Reached)
-        {
-            let _ = shutdown.callback(()); // whoever cancelled the wait does not wait
-        }
-    }
-
-    /// The loop's shutdown: gives the jobs their notice, and says when the last has fired.
-    fn shut_down(&self) -> Option<Deferred<()>> {
-        let jobs = self.jobs.borrow();
-        let jobs: Vec<JobHandle> = jobs
-            .places
-            .iter()
-            .flatten()
-            .map(|(job, _)| job.clone())
-            .collect();
-        if jobs.is_empty() {
-            self.end.replace(End::Reached);
-            return None;
-        }
-        let (shutdown, d) = Deferred::new();
-        self.end.replace(End::Awaited(shutdown));
-        jobs.iter()
-            .for_each(|job| job.cancel_within(SHUTDOWN_GRACE));
-        Some(d)
-    }
 }

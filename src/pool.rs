@@ -47,8 +47,8 @@ mod waiter;
 mod wakeup;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ use cgroup::OomKills;
 use child::Launch;
 use job::Home;
 use job::Job;
-pub(crate) use job::{Called, End, Ending, JobKey, Outcome};
+pub(crate) use job::{Called, End, Ending, JobKey, On, Outcome};
 use output::Output;
 use state::{Closing, State};
 pub(crate) use typed::Decode;
@@ -214,14 +214,6 @@ pub(crate) struct Submitted {
     pub(crate) key: JobKey,
     /// Whether a worker has it already. Whoever waits for it may look for its answer then.
     pub(crate) is_out: bool,
-}
-
-/// A job that was taken, to cancel it by.
-#[derive(Clone)]
-pub(crate) struct JobHandle {
-    /// Weak: a result that somebody keeps does not keep what is left of a pool that has ended.
-    shared: Weak<Shared>,
-    key: JobKey,
 }
 
 impl Shared {
@@ -431,6 +423,5 @@ mod tests {
     fn a_pool_can_go_anywhere() {
         fn is<T: Send + Sync>() {}
         is::<Pool>();
-        is::<JobHandle>();
     }
 }

@@ -7,9 +7,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
-use errback_deferred::{BusyPoll, ReactorCore, ReactorFromThreads};
+use errback_deferred::{BusyPoll, ReactorCore};
 
-use crate::pool::{JobKey, Pool, Shared, Submitted, Watch};
+use crate::pool::{JobKey, Shared, Submitted, Watch};
 
 /// So many jobs at the most are looked for, the last ones. Where there are more, nobody waits for one of them alone.
 const MOST: usize = 16;
@@ -26,47 +26,9 @@ struct Awaited {
     watch: Option<Watch>,
 }
 
-thread_local! {
-    /// For each loop of this thread and each pool that it uses.
-    static LISTENERS: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
-}
-
-struct Known {
-    event_loop: Weak<dyn ReactorFromThreads>,
-    /// `None`: that loop does not look about.
-    listener: Option<Rc<Listener>>,
-    pool: Weak<Shared>,
-}
-
-/// The listener of a loop for a pool; made for the first job.
-pub(super) fn listener(
-    event_loop: &impl ReactorCore,
-    threads: &Arc<dyn ReactorFromThreads>,
-    pool: &Pool,
-) -> Option<Rc<Listener>> {
-    let shared = pool.shared();
-    LISTENERS.with_borrow_mut(|listeners| {
-        let mut known = listeners.iter();
-        let is_it = |it: &&Known| {
-            std::ptr::addr_eq(Weak::as_ptr(&it.event_loop), Arc::as_ptr(threads))
-                && std::ptr::eq(Weak::as_ptr(&it.pool), Arc::as_ptr(shared))
-        };
-        if let Some(known) = known.find(is_it) {
-            return known.listener.clone();
-        }
-        listeners.retain(|it| it.event_loop.strong_count() > 0 && it.pool.strong_count() > 0);
-        let made = Listener::new(event_loop, shared);
-        listeners.push(Known {
-            event_loop: Arc::downgrade(threads),
-            listener: made.clone(),
-            pool: Arc::downgrade(shared),
-        });
-        made
-    })
-}
-
 impl Listener {
-    fn new(event_loop: &impl ReactorCore, pool: &Arc<Shared>) -> Option<Rc<Listener>> {
+    /// `None`: the loop does not look about, or the pool is not to be looked at.
+    pub(super) fn new(event_loop: &impl ReactorCore, pool: &Arc<Shared>) -> Option<Rc<Listener>> {
         let listener = Rc::new(Listener {
             pool: Arc::downgrade(pool),
             awaited: RefCell::default(),

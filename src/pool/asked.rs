@@ -12,7 +12,7 @@ use errback_deferred::{CancelledError, Failure};
 use super::deadlines::Due;
 use super::job::{Job, JobKey, JobState, Verdict};
 use super::state::{Closing, Handover, Phase, State};
-use super::{JobHandle, Refused, Shared, Submitted, WhenFull};
+use super::{Refused, Shared, Submitted, WhenFull};
 use crate::error::{Overloaded, PoolClosed, TimedOut};
 use crate::hook;
 
@@ -33,7 +33,7 @@ impl Shared {
         let submitted = job.submitted();
         let expiry = job.expires().and_then(|after| submitted.checked_add(after));
         let mut state = self.state.lock();
-        if let Some(why) = self.refusal_in(&state) {
+        if let Some(why) = self.refusal(&state) {
             drop(state);
             return Err(Box::new(Refused { job, why }));
         }
@@ -57,14 +57,7 @@ impl Shared {
     }
 
     /// Why a job would not be taken now.
-    pub(crate) fn refusal(&self) -> Option<Failure> {
-        if let Some(why) = self.forked() {
-            return Some(why);
-        }
-        self.refusal_in(&self.state.lock())
-    }
-
-    pub(super) fn refusal_in(&self, state: &State) -> Option<Failure> {
+    pub(super) fn refusal(&self, state: &State) -> Option<Failure> {
         let pool = || self.settings.name.clone();
         if state.phase.is_closing() {
             return Some(
@@ -111,7 +104,8 @@ impl Shared {
         }
     }
 
-    /// See [`JobHandle::cancel`].
+    /// A job that waits is taken out and fails now; one that runs is asked to stop, and after a grace is killed with its
+    /// worker, and fails when it has stopped or that is dead and collected; one that is done stays as it is. Never blocks.
     pub(crate) fn cancel(self: &Arc<Self>, key: JobKey) {
         self.cancel_with(key, self.settings.cancel_grace);
     }
@@ -176,8 +170,8 @@ impl Shared {
         }
     }
 
-    /// See [`JobHandle::cancel_within`].
-    pub(super) fn cancel_within(self: &Arc<Self>, key: JobKey, grace: Duration) {
+    /// As [`cancel`](Self::cancel), but a job that runs may go on for `grace`.
+    pub(crate) fn cancel_within(self: &Arc<Self>, key: JobKey, grace: Duration) {
         if self.forked().is_some() {
             return;
         }
@@ -258,22 +252,5 @@ impl Shared {
             .filter(|thread| thread.thread().id() != std::thread::current().id())
             .map(JoinHandle::join);
         true
-    }
-}
-
-impl JobHandle {
-    /// A job that waits is taken out and fails now; one that runs is asked to stop, and after a grace is killed with its
-    /// worker, and fails when it has stopped or that is dead and collected; one that is done stays as it is. Never blocks.
-    pub(crate) fn cancel(&self) {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.cancel(self.key);
-        }
-    }
-
-    /// As [`cancel`](Self::cancel), but a job that runs may go on for `grace`.
-    pub(crate) fn cancel_within(&self, grace: Duration) {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.cancel_within(self.key, grace);
-        }
     }
 }

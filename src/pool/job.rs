@@ -26,8 +26,21 @@ pub(crate) enum Outcome<'a> {
 pub(crate) trait Ending: Send + Sync {
     /// Decodes the outcome and hands it over. Called once.
     fn end(&self, outcome: Outcome<'_>, called: Called<'_>);
-    /// The job was lost, or the handing over panicked: whoever waits is told, if he was not.
+    /// The job was lost, or its end panicked: whoever waits is told, if he was not.
     fn lost(&self);
+    /// All that was to be said has been said. Called once, after the others.
+    fn hand_over(self: Arc<Self>, on: On) {
+        let _ = on;
+    }
+}
+
+/// On whose thread a job ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum On {
+    /// That of who submits it, at this moment: it was not taken.
+    Submitter,
+    /// Anybody's.
+    Any,
 }
 
 /// What was called, and where.
@@ -69,6 +82,7 @@ impl Drop for End {
     fn drop(&mut self) {
         if let Some(ending) = self.0.take() {
             ending.lost();
+            ending.hand_over(On::Any);
         }
     }
 }
@@ -174,7 +188,16 @@ impl Job {
     }
 
     /// Ends the job. What user code does in there (a result's `Deserialize`, a waker) may panic and harms nobody.
-    pub(crate) fn finish(mut self, outcome: Outcome<'_>, home: &Home) {
+    pub(crate) fn finish(self, outcome: Outcome<'_>, home: &Home) {
+        self.finish_on(On::Any, outcome, home);
+    }
+
+    /// Ends a job that was not taken, on the thread that submits it.
+    pub(crate) fn refuse(self, why: Failure, home: &Home) {
+        self.finish_on(On::Submitter, Outcome::Failed(why), home);
+    }
+
+    fn finish_on(mut self, on: On, outcome: Outcome<'_>, home: &Home) {
         let called = Called {
             task: self.task,
             home,
@@ -187,6 +210,7 @@ impl Job {
         if ended.is_err() {
             ending.lost();
         }
+        let _ = catch_unwind(AssertUnwindSafe(|| ending.hand_over(on)));
     }
 
     /// Ends the job with a failure.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::job::{Called, End, Ending, Home, Job, Outcome};
 use super::packed::Packed;
-use super::{JobHandle, Pool, Settings, Submitted};
+use super::{Pool, Settings, Submitted};
 use crate::error::{
     EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
 };
@@ -143,21 +143,13 @@ impl Pool {
         self.submit_job(call.job(sink))
     }
 
-    /// What cancels a job.
-    pub(crate) fn handle(&self, job: Submitted) -> JobHandle {
-        JobHandle {
-            shared: Arc::downgrade(self.shared()),
-            key: job.key,
-        }
-    }
-
     /// Submits a job; one that is refused fails right here.
     pub(crate) fn submit_job(&self, job: Job) -> Option<Submitted> {
         let shared = self.shared();
         match shared.submit(job) {
             Ok(job) => Some(job),
             Err(refused) => {
-                refused.job.fail(refused.why, &shared.home);
+                refused.job.refuse(refused.why, &shared.home);
                 None
             }
         }
