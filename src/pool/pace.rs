@@ -14,6 +14,8 @@ const TOGETHER: Duration = Duration::from_millis(1);
 pub(super) const MOST: usize = 1024;
 /// The most that go together over a socket: each answer must fit into its buffer beside the others, or the worker waits.
 pub(super) const MOST_ON_A_SOCKET: usize = 64;
+/// In this time a waiter is awake that was asleep, as a rule.
+const WAKE: Duration = Duration::from_micros(50);
 /// So many jobs of a task are timed alone before any go together.
 const PROOF: u32 = 3;
 
@@ -51,6 +53,17 @@ impl Paces {
         usize::try_from(jobs).unwrap_or(MOST).clamp(1, MOST)
     }
 
+    /// With how many jobs left a worker that has so many is given more: with half, so that it does not run dry meanwhile. But
+    /// if even that half is done before anybody is awake, it is as well when all are done: there will be more by then.
+    pub(super) fn refill_at(&mut self, task: TaskId, jobs: usize) -> usize {
+        let half = jobs / 2;
+        let estimate = self.of(task).estimate.as_nanos();
+        match estimate * half as u128 >= WAKE.as_nanos() {
+            true => half,
+            false => 0,
+        }
+    }
+
     fn of(&mut self, TaskId(task): TaskId) -> &mut Pace {
         let index = task as usize;
         if index >= self.paces.len() {
@@ -81,6 +94,16 @@ mod tests {
             paces.note(A, US / 10, 1);
         }
         assert_eq!(paces.together(A), MOST);
+    }
+
+    #[test]
+    fn a_worker_is_given_more_before_it_runs_dry_if_somebody_can_be_awake_by_then() {
+        let mut paces = Paces::default();
+        for _ in 0..40 {
+            paces.note(A, US, 1);
+        }
+        assert_eq!(paces.refill_at(A, 400), 200);
+        assert_eq!(paces.refill_at(A, 40), 0, "20 us of them");
     }
 
     #[test]

@@ -185,7 +185,7 @@ impl Shared {
             has += 1;
         }
         if has >= together {
-            worker.refill_at = together / 2;
+            worker.refill_at = state.paces.refill_at(task, together);
         }
         has > had
     }
