@@ -104,6 +104,9 @@ impl Drop for Foreign {
 }
 
 impl Buffer {
+    /// By what our own reader knows that a buffer is wanted.
+    pub(crate) const NAME: &'static str = "Buffer";
+
     /// None.
     ///
     /// ```
@@ -367,7 +370,7 @@ impl<'de> Deserialize<'de> for Buffer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Buffer, D::Error> {
         // A newtype, which most formats do not write: an extension value that serde has put aside (for an untagged enum,
         // say) is one, and is not let out as bytes.
-        deserializer.deserialize_newtype_struct("Buffer", Bytes)
+        deserializer.deserialize_newtype_struct(Buffer::NAME, Bytes)
     }
 }
 
@@ -381,11 +384,12 @@ impl<'de> Visitor<'de> for Bytes {
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Buffer, D::Error> {
-        inner.deserialize_byte_buf(Bytes)
+        // Not `deserialize_byte_buf`: ours shows a buffer that has come with the message as it is.
+        inner.deserialize_bytes(Bytes)
     }
 
     fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Buffer, E> {
-        Ok(bytes.into())
+        Ok(travel::received_at(bytes).unwrap_or_else(|| bytes.into()))
     }
 
     fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Buffer, E> {

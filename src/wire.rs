@@ -28,8 +28,7 @@ pub(crate) use encode::Encoder;
 use scan::Scanner;
 pub(crate) use scan::references_in;
 
-use crate::buffer::travel::{self, Attachment};
-use crate::hook::memory::roomy_vector;
+use crate::buffer::travel::{self, Attachment, Which};
 
 /// The version of the protocol that this crate speaks.
 pub const PROTOCOL: u32 = 1;
@@ -392,19 +391,26 @@ fn whole_value<T: DeserializeOwned + 'static>(value: &[u8]) -> Result<T, DecodeE
         if let Some(wanted) = bytes_as(block) {
             return Ok(wanted);
         }
-    } else if let Some(buffer) = travel::received_value(value)
+    } else if let Some((_, buffer)) = travel::received_value(value)
         && let Some(wanted) = bytes_as(&buffer)
     {
         return Ok(wanted);
     }
+    match travel::expanded(value, Which::Copies, MAX_FRAME) {
+        Some(bytes) => without_copies(&bytes?),
+        None => without_copies(value),
+    }
+}
+
+/// The same of a value all of whose references are to buffers.
+fn without_copies<T: DeserializeOwned>(value: &[u8]) -> Result<T, DecodeError> {
     let result = deserialized(value);
     if result.is_ok() {
         return result;
     }
     // It may be for the references, which only buffers know.
-    match travel::expanded(value, MAX_FRAME) {
-        Some(Ok(bytes)) => deserialized(&bytes),
-        Some(Err(error)) => Err(error),
+    match travel::expanded(value, Which::All, MAX_FRAME) {
+        Some(bytes) => deserialized(&bytes?),
         None => result,
     }
 }
@@ -413,9 +419,7 @@ fn whole_value<T: DeserializeOwned + 'static>(value: &[u8]) -> Result<T, DecodeE
 fn bytes_as<T: 'static>(bytes: &[u8]) -> Option<T> {
     let mut wanted: Option<T> = None;
     let vector = (&mut wanted as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>()?;
-    let mut copy = roomy_vector(bytes.len());
-    copy.extend_from_slice(bytes);
-    *vector = Some(copy);
+    *vector = Some(decode::copied(bytes));
     wanted
 }
 

@@ -7,11 +7,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use errback::{Failure, Pool};
+use errback::{Buffer, Failure, Pool};
 
 use crate::options::{Options, WORKERS};
 use crate::plot::{Curve, Plot, Unit};
-use crate::tasks::{Bytes, echo, increment, warm, warm_pool};
+use crate::tasks::{Bytes, echo, echo_buffer, increment, warm, warm_pool};
 use crate::timers::{Plan, loaded};
 use crate::{Done, deferreds, jobs, on_a_reactor, payloads};
 
@@ -56,20 +56,27 @@ pub(crate) fn of_jobs(options: &Options) -> Done {
     .show(options)
 }
 
-/// Bytes that go to a worker and come back: 1 byte to 1 GiB.
+/// Bytes that go to a worker and come back: 1 byte to 1 GiB, as a vector of one's own and as a buffer.
 pub(crate) fn of_payload(options: &Options) -> Done {
+    /// What a frame has besides.
+    const BESIDES: usize = 64;
     let (pool, _) = warm_pool(options)?;
-    let largest = options.largest(1 << 30).min(options.max);
-    let curve = Rc::new(RefCell::new(Curve::new("bytes, there and back")));
-    let points = Rc::clone(&curve);
+    let largest = options.largest(1 << 30);
+    let curves = Rc::new(RefCell::new(vec![
+        Curve::new("bytes, there and back"),
+        Curve::new("the same in a Buffer"),
+    ]));
+    let points = Rc::clone(&curves);
     on_a_reactor(move |reactor| async move {
-        // Another way for bytes to travel is another curve.
         for size in sizes(1, largest, 4) {
+            // Another way for bytes to travel is another curve.
+            let size = size.min(errback::wire::MAX_FRAME - BESIDES);
             let data = || Bytes(payloads::sample(size));
-            match payloads::echoes(&reactor, &pool, echo, data, PATIENCE).await {
-                Ok(times) => points.borrow_mut().push(size, times[0].as_secs_f64()),
-                Err(failure) => println!("{size} bytes: {failure}"),
-            }
+            let times = payloads::echoes(&reactor, &pool, echo, data, PATIENCE).await?;
+            points.borrow_mut()[0].push(size, times[0].as_secs_f64());
+            let data = || Buffer::from(payloads::sample(size));
+            let times = payloads::echoes(&reactor, &pool, echo_buffer, data, PATIENCE).await?;
+            points.borrow_mut()[1].push(size, times[0].as_secs_f64());
         }
         Ok(())
     })?;
@@ -78,7 +85,7 @@ pub(crate) fn of_payload(options: &Options) -> Done {
         title: "Time for bytes to a worker and back",
         across: ("bytes", Unit::Bytes),
         up: ("time", Unit::Seconds),
-        curves: vec![curve.take()],
+        curves: curves.take(),
     }
     .show(options)
 }

@@ -30,7 +30,7 @@ pub(crate) const COPY_FROM: usize = 256 * 1024;
 pub(crate) const CONTENT: usize = 24;
 
 /// How long the whole value is: a marker, a length, the type, the content.
-const VALUE: usize = 3 + CONTENT;
+pub(crate) const VALUE: usize = 3 + CONTENT;
 
 /// How many references a frame may have. Each may need a descriptor, and there is only so much room for them; buffers beyond
 /// that travel as bytes.
@@ -230,24 +230,49 @@ pub(super) fn received(reference: Reference) -> Option<Buffer> {
     found.ok().flatten()
 }
 
-/// The bytes of a value that is nothing but a reference.
-pub(crate) fn received_value(value: &[u8]) -> Option<Buffer> {
+/// The buffer whose bytes these are, in the message that is being decoded: who is shown them finds out that they can be kept.
+pub(super) fn received_at(bytes: &[u8]) -> Option<Buffer> {
+    let found = RECEIVED.try_with(|received| {
+        let received = received.borrow();
+        let found = received.iter().find(|(_, it)| std::ptr::eq(&**it, bytes));
+        found.map(|(_, buffer)| buffer.clone())
+    });
+    found.ok().flatten()
+}
+
+/// The type of a value that is nothing but a reference, and what it means.
+pub(crate) fn received_value(value: &[u8]) -> Option<(u8, Buffer)> {
     match value {
-        [0xc7, length, EXTENSION | COPY, content @ ..] if usize::from(*length) == CONTENT => {
-            received(Reference::parse(content)?)
+        [0xc7, length, kind @ (EXTENSION | COPY), content @ ..]
+            if usize::from(*length) == CONTENT =>
+        {
+            Some((*kind, received(Reference::parse(content)?)?))
         }
         _ => None,
     }
 }
 
-/// A value with byte strings in the places of its references, for a type that is no [`Buffer`], such as a `Vec<u8>` in a
-/// struct. `None`: it has none.
-pub(crate) fn expanded(value: &[u8], limit: usize) -> Option<Result<Vec<u8>, DecodeError>> {
+/// Which references are to be replaced by what they mean.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Those that are as good as the bytes: whoever reads them must not see that there was one.
+    Copies,
+    /// Those to buffers as well, for a type that is none.
+    All,
+}
+
+/// A value with byte strings in the places of its references. `None`: it has none of these.
+pub(crate) fn expanded(
+    value: &[u8],
+    which: Which,
+    limit: usize,
+) -> Option<Result<Vec<u8>, DecodeError>> {
     let is_empty = RECEIVED.try_with(|received| received.borrow().is_empty());
     if is_empty.unwrap_or(true) {
         return None;
     }
     let pieces: Option<Vec<(usize, Buffer)>> = references_in(value)
+        .filter(|(at, _)| which == Which::All || value[at + 2] == COPY)
         .map(|(at, reference)| Some((at, received(reference)?)))
         .collect();
     let pieces = pieces.filter(|pieces| !pieces.is_empty())?;
@@ -382,5 +407,152 @@ mod tests {
             assert_eq!(vectors[0].1, vec![5; 100_000]);
         });
         decode_value::<(Vec<(u8, Buffer)>,)>(args).expect_err("nothing was received any more");
+    }
+
+    /// Bytes by way of `serialize_bytes`, and back by whichever of the two ways.
+    #[derive(Debug, PartialEq)]
+    struct Bytes<const OWNED: bool>(Vec<u8>);
+
+    impl<const OWNED: bool> serde::Serialize for Bytes<OWNED> {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_bytes(&self.0)
+        }
+    }
+
+    impl<'de, const OWNED: bool> Deserialize<'de> for Bytes<OWNED> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct It;
+            impl Visitor<'_> for It {
+                type Value = Vec<u8>;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("bytes")
+                }
+                fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                    Ok(bytes.to_vec())
+                }
+                fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                    Ok(bytes)
+                }
+            }
+            match OWNED {
+                true => deserializer.deserialize_byte_buf(It),
+                false => deserializer.deserialize_bytes(It),
+            }
+            .map(Bytes)
+        }
+    }
+
+    /// A message with its buffers, as it is on the other side.
+    fn with_message<T>(args: &impl serde::Serialize, then: impl FnOnce(&[u8], usize) -> T) -> T {
+        let (frame, attachments) =
+            encode_call_sharing(1, "t", args, MAX_FRAME, Some(4096)).expect("a call");
+        let Ok((Message::Call { args, .. }, _)) = Message::read(&frame[HEADER..]) else {
+            panic!("a call");
+        };
+        let buffers = references_in(args).zip(&attachments);
+        let received = buffers.map(|((_, reference), it)| (reference, it.bytes().into()));
+        with_received(received.collect(), || then(args, attachments.len()))
+    }
+
+    #[test]
+    fn byte_strings_of_any_type_travel_beside_the_message_if_they_are_long() {
+        for length in [0, 1, COPY_FROM - 1, COPY_FROM, 5 << 20] {
+            let content: Vec<u8> = (0..length).map(|n| (n >> 3) as u8).collect();
+            let args = (Bytes::<true>(content.clone()), [Bytes::<false>(content)]);
+            with_message(&args, |message, shared| {
+                assert_eq!(shared, if length >= COPY_FROM { 2 } else { 0 });
+                let back: (Bytes<true>, [Bytes<false>; 1]) = decode_value(message).expect("both");
+                assert_eq!(back, args);
+                let turned: (Bytes<false>, Vec<Bytes<true>>) = decode_value(message).expect("both");
+                assert!(turned.0.0 == args.0.0 && turned.1[0].0 == args.1[0].0);
+                let numbers: (Vec<u8>, (Vec<u8>,)) = decode_value(message).expect("both");
+                assert!(numbers.0 == args.0.0 && numbers.1.0 == args.1[0].0);
+            });
+        }
+    }
+
+    /// Takes anything, and tells byte strings from extension values.
+    #[derive(Debug, PartialEq)]
+    enum Anything {
+        Bytes(usize),
+        Extension,
+    }
+
+    impl<'de> Deserialize<'de> for Anything {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct It;
+            impl<'de> Visitor<'de> for It {
+                type Value = Anything;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("anything")
+                }
+                fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Anything, E> {
+                    Ok(Anything::Bytes(bytes.len()))
+                }
+                fn visit_newtype_struct<D: Deserializer<'de>>(
+                    self,
+                    inner: D,
+                ) -> Result<Anything, D::Error> {
+                    serde::de::IgnoredAny::deserialize(inner).map(|_| Anything::Extension)
+                }
+            }
+            deserializer.deserialize_any(It)
+        }
+    }
+
+    #[test]
+    fn nobody_can_see_that_a_copy_was_referred_to() {
+        let args = (Bytes::<true>(vec![1; COPY_FROM]), 1_u8, 2_i64);
+        with_message(&args, |message, shared| {
+            assert_eq!(shared, 1);
+            let (seen, ..): (Anything, u8, i64) = decode_value(message).expect("anything");
+            assert_eq!(seen, Anything::Bytes(COPY_FROM));
+            // Nor by way of the other reader, which has all that ours declines.
+            let (seen, ..): (Anything, u8, i128) =
+                decode_value(&as_i128(message)).expect("anything");
+            assert_eq!(seen, Anything::Bytes(COPY_FROM));
+        });
+    }
+
+    /// The same message whose last number is one of 128 bits.
+    fn as_i128(message: &[u8]) -> Vec<u8> {
+        let mut wide = message[..message.len() - 1].to_vec();
+        wide.extend([0xc4, 16]);
+        wide.extend(2_i128.to_be_bytes());
+        wide
+    }
+
+    #[test]
+    fn a_buffer_beside_other_byte_strings_is_not_copied() {
+        let buffer = Buffer::with_len(COPY_FROM, |bytes| bytes.fill(5));
+        let args = ((Bytes::<true>(vec![6; COPY_FROM]), buffer),);
+        with_message(&args, |message, _| {
+            let ((bytes, buffer),): ((Bytes<true>, Buffer),) = decode_value(message).expect("both");
+            assert!(bytes == args.0.0 && buffer == args.0.1);
+            let received = RECEIVED
+                .with_borrow(|all| all.iter().any(|(_, it)| it.as_ptr() == buffer.as_ptr()));
+            assert!(received, "it is the one that was received");
+        });
+    }
+
+    #[test]
+    fn referring_to_the_same_bytes_again_and_again_does_not_make_a_message_longer_than_it_may_be() {
+        let reference = Reference {
+            arena: 1,
+            offset: 0,
+            length: MAX_FRAME as u64 / 4,
+        };
+        let zeros = Buffer::with_len(MAX_FRAME / 4, |_| ());
+        let mut message = vec![0x95];
+        for _ in 0..5 {
+            message.extend(reference.value(COPY));
+        }
+        with_received(vec![(reference, zeros)], || {
+            let error = decode_value::<Vec<Bytes<true>>>(&message).expect_err("too much");
+            assert!(error.to_string().contains("frame"), "{error}");
+            // Where nothing is copied, nothing is too much.
+            let five: Vec<Buffer> = decode_value(&message).expect("buffers");
+            assert_eq!(five.len(), 5);
+        });
     }
 }

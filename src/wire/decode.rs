@@ -3,7 +3,7 @@
 //! rmp-serde reads everything that we send, and it has the last word: what it says of bytes that do not fit is what users
 //! read. But it is made for readers of all kinds, and takes longer for a number than a task for its work. This reader knows
 //! that it has a slice, calls a visitor with the same things as rmp-serde does, and *declines* as soon as there is anything
-//! out of the ordinary: an extension, a type that wants more than there is, an error. Then nothing has happened, and
+//! out of the ordinary: an unknown extension, a type that wants more than there is, an error. Then nothing has happened, and
 //! rmp-serde begins from the start.
 //!
 //! So it only has to be right where it gives a value. A type may hide an error from us, or leave a part of its value
@@ -17,7 +17,9 @@ use serde::de::{
     VariantAccess, Visitor,
 };
 
-use super::MAX_DEPTH;
+use super::{MAX_DEPTH, MAX_FRAME};
+use crate::buffer::{Buffer, travel};
+use crate::hook::memory::roomy_vector;
 
 /// The value that `bytes` begin with, and the bytes behind it. `None`: another reader has to look at it.
 #[inline(always)]
@@ -26,11 +28,33 @@ pub(super) fn first_value<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Option<
         rest: bytes,
         depth: MAX_DEPTH,
         open_variants: 0,
+        copied: 0,
+        keeps: false,
         declined: false,
     };
     let value = T::deserialize(&mut reader).ok()?;
     let is_whole = reader.rest.len() < bytes.len() && reader.open_variants == 0;
     (is_whole && !reader.declined).then_some((value, reader.rest))
+}
+
+/// As what a visitor takes a byte string.
+#[derive(Clone, Copy)]
+enum Bytes {
+    /// Whatever it is.
+    Any,
+    /// To look at it.
+    Seen,
+    /// To keep it.
+    Owned,
+    /// As a sequence of numbers.
+    Numbers,
+}
+
+/// A copy, in memory that is as cheap to touch as may be.
+pub(super) fn copied(bytes: &[u8]) -> Vec<u8> {
+    let mut copy = roomy_vector(bytes.len());
+    copy.extend_from_slice(bytes);
+    copy
 }
 
 struct Reader<'de> {
@@ -39,6 +63,10 @@ struct Reader<'de> {
     depth: usize,
     /// Variants whose name has been read, and what they hold has not.
     open_variants: usize,
+    /// How many bytes that the message refers to have been copied. It may refer to the same ones again and again.
+    copied: usize,
+    /// What comes next keeps such bytes as they are.
+    keeps: bool,
     /// Whether there was a reason to decline. Somebody's `Deserialize` may have gone on all the same.
     declined: bool,
 }
@@ -154,9 +182,9 @@ impl<'de> Reader<'de> {
         self.noted(visited)
     }
 
-    /// Any value. `bytes`: whether the visitor takes a byte string as one, or as a sequence of numbers.
+    /// Any value.
     #[inline]
-    fn any<V: Visitor<'de>>(&mut self, visitor: V, bytes: bool) -> Result<V::Value, Declined> {
+    fn any<V: Visitor<'de>>(&mut self, visitor: V, bytes: Bytes) -> Result<V::Value, Declined> {
         let marker = self.peek()?;
         match marker {
             0xa0..=0xbf => {
@@ -172,6 +200,7 @@ impl<'de> Reader<'de> {
                 self.map(usize::from(marker & 0x0f), visitor)
             }
             0xc4..=0xc6 | 0xd9..=0xdf => self.long(marker, visitor, bytes),
+            0xc7 => self.referred(visitor, bytes),
             _ => self.number(visitor),
         }
     }
@@ -181,7 +210,7 @@ impl<'de> Reader<'de> {
         &mut self,
         marker: u8,
         visitor: V,
-        bytes: bool,
+        bytes: Bytes,
     ) -> Result<V::Value, Declined> {
         let length = match marker {
             0xc4 | 0xd9 => self.length::<1>()?,
@@ -211,12 +240,42 @@ impl<'de> Reader<'de> {
         &mut self,
         length: usize,
         visitor: V,
-        bytes: bool,
+        bytes: Bytes,
     ) -> Result<V::Value, Declined> {
         let block = self.take(length)?;
         let visited = match bytes {
-            true => visitor.visit_borrowed_bytes(block),
-            false => visitor.visit_seq(SeqDeserializer::new(block.iter().copied())),
+            Bytes::Numbers => visitor.visit_seq(SeqDeserializer::new(block.iter().copied())),
+            Bytes::Owned if length >= travel::COPY_FROM => visitor.visit_byte_buf(copied(block)),
+            _ => visitor.visit_borrowed_bytes(block),
+        };
+        self.noted(visited)
+    }
+
+    /// Bytes that the message refers to.
+    #[cold]
+    fn referred<V: Visitor<'de>>(
+        &mut self,
+        visitor: V,
+        bytes: Bytes,
+    ) -> Result<V::Value, Declined> {
+        let value = self.rest.get(..travel::VALUE);
+        let Some((kind, buffer)) = value.and_then(travel::received_value) else {
+            return self.decline();
+        };
+        if !std::mem::take(&mut self.keeps) {
+            self.copied = self.copied.saturating_add(buffer.len());
+            if self.copied > MAX_FRAME {
+                return self.decline();
+            }
+        }
+        self.rest = &self.rest[travel::VALUE..];
+        let visited = match bytes {
+            Bytes::Numbers => visitor.visit_seq(SeqDeserializer::new(buffer.iter().copied())),
+            Bytes::Owned => visitor.visit_byte_buf(copied(&buffer)),
+            Bytes::Seen => visitor.visit_bytes(&buffer),
+            // Whoever takes anything may see that a buffer is one, but that a copy was none.
+            Bytes::Any if kind == travel::COPY => visitor.visit_bytes(&buffer),
+            Bytes::Any => return self.decline(),
         };
         self.noted(visited)
     }
@@ -339,7 +398,7 @@ macro_rules! anything {
     ($($method:ident)*) => {$(
         #[inline]
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Declined> {
-            self.any(visitor, true)
+            self.any(visitor, Bytes::Any)
         }
     )*};
 }
@@ -368,8 +427,16 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     anything! {
-        deserialize_any deserialize_char deserialize_str deserialize_string deserialize_bytes deserialize_byte_buf
+        deserialize_any deserialize_char deserialize_str deserialize_string
         deserialize_unit deserialize_map deserialize_identifier deserialize_ignored_any
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Declined> {
+        self.any(visitor, Bytes::Seen)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Declined> {
+        self.any(visitor, Bytes::Owned)
     }
 
     declined! { deserialize_i128 deserialize_u128 }
@@ -391,7 +458,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Declined> {
         if !matches!(self.peek()?, 0xc0 | 0x90) {
-            return self.any(visitor, true);
+            return self.any(visitor, Bytes::Any);
         }
         self.skip();
         let visited = visitor.visit_unit();
@@ -408,12 +475,15 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         if name.starts_with('_') {
             return self.decline();
         }
-        visitor.visit_newtype_struct(self)
+        self.keeps = name == Buffer::NAME;
+        let visited = visitor.visit_newtype_struct(&mut *self);
+        self.keeps = false;
+        visited
     }
 
     #[inline]
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Declined> {
-        self.any(visitor, false)
+        self.any(visitor, Bytes::Numbers)
     }
 
     #[inline]
@@ -422,7 +492,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         _: usize,
         visitor: V,
     ) -> Result<V::Value, Declined> {
-        self.any(visitor, false)
+        self.any(visitor, Bytes::Numbers)
     }
 
     #[inline]
@@ -432,7 +502,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         _: usize,
         visitor: V,
     ) -> Result<V::Value, Declined> {
-        self.any(visitor, false)
+        self.any(visitor, Bytes::Numbers)
     }
 
     #[inline]
@@ -442,7 +512,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Declined> {
-        self.any(visitor, false)
+        self.any(visitor, Bytes::Numbers)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

@@ -488,6 +488,12 @@ impl<'a> ser::Serializer for &'a mut Encoder {
         if self.refer_to(v)? {
             return Ok(());
         }
+        if self.copies(v.len())? {
+            return self.share(v.len(), |bytes| {
+                bytes.copy_from_slice(v);
+                Ok(())
+            });
+        }
         self.binary_length(v.len())?;
         self.raw(v)
     }
@@ -665,27 +671,22 @@ impl Encoder {
         Ok(true)
     }
 
-    /// As `collect_bytes`, for so many that they are better put where both sides can read them.
-    fn share_bytes<I>(&mut self, items: I, length: usize) -> Result<(), EncodeError>
-    where
-        I: Iterator,
-        I::Item: Serialize,
-    {
-        let buffer = Buffer::try_with_len(length, |bytes| {
-            let mut filled = 0;
-            let mut all_bytes = true;
-            for (place, item) in bytes.iter_mut().zip(items) {
-                *place = item.serialize(OneByte).unwrap_or_else(|NotAByte| {
-                    all_bytes = false;
-                    0
-                });
-                filled += 1;
-            }
-            match all_bytes && filled == length {
-                true => Ok(()),
-                false => Err(miscounted()),
-            }
-        })?;
+    /// Whether so many bytes are better put where both sides can read them, for the other to copy.
+    fn copies(&self, length: usize) -> Result<bool, EncodeError> {
+        if length < travel::COPY_FROM || !self.shares(length) {
+            return Ok(false);
+        }
+        // Its own limit is that of a message all the same: it does not depend on what memory there is.
+        self.fits(length).map(|()| true)
+    }
+
+    /// Puts bytes there, as `fill` writes them.
+    fn share(
+        &mut self,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), EncodeError>,
+    ) -> Result<(), EncodeError> {
+        let buffer = Buffer::try_with_len(length, fill)?;
         if self.attach(&buffer, travel::COPY)? {
             return Ok(());
         }
@@ -698,10 +699,22 @@ impl Encoder {
         I: Iterator,
         I::Item: Serialize,
     {
-        if length >= travel::COPY_FROM && self.shares(length) {
-            // Its own limit is that of a message all the same: it does not depend on what memory there is.
-            self.fits(length)?;
-            return self.share_bytes(items, length);
+        if self.copies(length)? {
+            return self.share(length, |bytes| {
+                let mut filled = 0;
+                let mut all_bytes = true;
+                for (place, item) in bytes.iter_mut().zip(items) {
+                    *place = item.serialize(OneByte).unwrap_or_else(|NotAByte| {
+                        all_bytes = false;
+                        0
+                    });
+                    filled += 1;
+                }
+                match all_bytes && filled == length {
+                    true => Ok(()),
+                    false => Err(miscounted()),
+                }
+            });
         }
         self.binary_length(length)?;
         // Once more, as the marker has taken some of the room.
