@@ -1,6 +1,7 @@
 //! Jobs and an event loop: every Deferred fires, on the loop's thread, before `run` returns.
 
 use std::cell::{Cell, RefCell};
+use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +31,15 @@ fn panic() {
 fn spin() {
     loop {
         std::hint::black_box(1);
+    }
+}
+
+/// Connects to this socket, and never ends.
+#[errback::task]
+fn hold(path: String) {
+    let _connection = std::os::unix::net::UnixStream::connect(path).expect("the test listens");
+    loop {
+        std::thread::park();
     }
 }
 
@@ -81,6 +91,27 @@ fn many_results_come_all() {
     let sums =
         run(|reactor| gather_results((0..1000).map(|n| defer_to_process(reactor, add, (n, 1)))));
     assert_eq!(sums.expect("sums"), (1..=1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_reactor_that_is_dropped_without_having_run_leaves_no_worker_behind() {
+    let name = format!("errback-{}-dropped.sock", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let reactor = reactor();
+    let text = path.to_str().expect("a path in UTF-8").to_owned();
+    let d = defer_to_process(&reactor, hold, (text,));
+    let (mut worker, _) = listener.accept().expect("the worker connects");
+    std::fs::remove_file(&path).expect("it is there");
+    drop(reactor);
+    worker
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a socket");
+    let end = worker
+        .read(&mut [0])
+        .expect("its end, before the time is up");
+    assert_eq!(end, 0);
+    assert!(!d.called(), "there is no loop on which it could fire");
 }
 
 #[test]

@@ -28,12 +28,13 @@ thread_local! {
 
 /// See the module.
 pub(super) struct Desk {
-    /// Weak, as the next: neither is to outlive its last user for having been known here. Its address is nobody else's as
-    /// long as this is there.
+    /// Weak, as the next: neither is to outlive its last user for having been known here. (A loop's handle holds a descriptor.)
+    /// Its address is nobody else's as long as this is there.
     event_loop: Weak<dyn ReactorFromThreads>,
     pool: Weak<Shared>,
     jobs: RefCell<Jobs>,
-    pile: Arc<Pile>,
+    /// The jobs hold it, which have no other way to the loop.
+    pile: RefCell<Weak<Pile>>,
     /// What a Deferred calls with its job's place when it is cancelled.
     cancel: Rc<dyn Fn(u64)>,
     /// `None`: that loop does not look about.
@@ -46,15 +47,13 @@ pub(super) struct Desk {
 struct Jobs {
     places: Vec<JobKey>,
     free: Vec<u32>,
-    /// As long as there are jobs: their pool, and the way home from there.
-    kept: Option<Kept>,
+    /// As long as there are jobs for which the loop's end waits: their pool, which is not to be dropped before.
+    pool: Option<Pool>,
 }
-
-type Kept = (Pool, Arc<dyn ReactorFromThreads>);
 
 /// Results that have come, and that the loop has not seen.
 struct Pile {
-    event_loop: Weak<dyn ReactorFromThreads>,
+    event_loop: Arc<dyn ReactorFromThreads>,
     state: Mutex<PileState>,
 }
 
@@ -122,10 +121,7 @@ impl Desk {
                 event_loop: Arc::downgrade(threads),
                 pool: Arc::downgrade(pool.shared()),
                 jobs: RefCell::default(),
-                pile: Arc::new(Pile {
-                    event_loop: Arc::downgrade(threads),
-                    state: Mutex::default(),
-                }),
+                pile: RefCell::default(),
                 cancel: Rc::new(cancel),
                 listener,
                 end,
@@ -149,6 +145,10 @@ impl Desk {
             && self.end.is_some() == waits
     }
 
+    fn has(&self, pile: &Arc<Pile>) -> bool {
+        std::ptr::eq(Weak::as_ptr(&self.pile.borrow()), Arc::as_ptr(pile))
+    }
+
     fn is_of_no_use(&self) -> bool {
         self.event_loop.strong_count() == 0 || self.pool.strong_count() == 0
     }
@@ -162,10 +162,10 @@ impl Desk {
         call: Encoded<T>,
     ) -> Deferred<T> {
         let (resolver, d) = ParkedResolver::new();
-        let place = self.take_place(threads, pool);
+        let place = self.take_place(pool);
         let returning = Returning {
             decode: call.decode(),
-            pile: Arc::clone(&self.pile),
+            pile: self.pile(threads),
             place,
             items: u32::try_from(call.items()).expect("a frame holds fewer items"),
             state: Mutex::new(State {
@@ -191,11 +191,23 @@ impl Desk {
         d
     }
 
-    fn take_place(&self, threads: &Arc<dyn ReactorFromThreads>, pool: &Pool) -> u32 {
+    fn pile(&self, threads: &Arc<dyn ReactorFromThreads>) -> Arc<Pile> {
+        let known = self.pile.borrow().upgrade();
+        known.unwrap_or_else(|| {
+            let pile = Arc::new(Pile {
+                event_loop: Arc::clone(threads),
+                state: Mutex::default(),
+            });
+            self.pile.replace(Arc::downgrade(&pile));
+            pile
+        })
+    }
+
+    fn take_place(&self, pool: &Pool) -> u32 {
         let mut jobs = self.jobs.borrow_mut();
         let jobs = &mut *jobs;
-        if jobs.kept.is_none() {
-            jobs.kept = Some((pool.clone(), Arc::clone(threads)));
+        if jobs.pool.is_none() && self.end.is_some() {
+            jobs.pool = Some(pool.clone());
         }
         jobs.free.pop().unwrap_or_else(|| {
             jobs.places.push(JobKey::NONE);
@@ -220,8 +232,8 @@ impl Desk {
         if self.is_busy() {
             return;
         }
-        let kept = self.jobs.borrow_mut().kept.take();
-        drop(kept); // perhaps the last handle to the pool
+        let pool = self.jobs.borrow_mut().pool.take();
+        drop(pool); // perhaps its last handle
         if let Some(end) = &self.end {
             end.look();
         }
@@ -256,8 +268,9 @@ impl Pile {
         // Also if that panics, which is not ours.
         let lost = Lost(self);
         let this = Arc::clone(self);
-        if let Some(event_loop) = self.event_loop.upgrade()
-            && let Ok(()) = event_loop.call_from_thread(Box::new(move || land(&this)))
+        if let Ok(()) = self
+            .event_loop
+            .call_from_thread(Box::new(move || land(&this)))
         {
             mem::forget(lost);
         }
@@ -296,7 +309,7 @@ impl Drop for Lost<'_> {
 fn land(pile: &Arc<Pile>) {
     let desk = DESKS.with_borrow(|desks| {
         let mut desks = desks.iter();
-        desks.find(|desk| Arc::ptr_eq(&desk.pile, pile)).cloned()
+        desks.find(|desk| desk.has(pile)).cloned()
     });
     let results = pile.take();
     let Some(desk) = desk else { return };
