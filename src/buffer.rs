@@ -384,8 +384,7 @@ impl<'de> Visitor<'de> for Bytes {
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Buffer, D::Error> {
-        // Not `deserialize_byte_buf`: ours shows a buffer that has come with the message as it is.
-        inner.deserialize_bytes(Bytes)
+        inner.deserialize_byte_buf(Bytes)
     }
 
     fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Buffer, E> {

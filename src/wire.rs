@@ -202,7 +202,7 @@ pub(crate) fn error_answer(encoder: &mut Encoder, id: u64, error: RemoteErrorBod
         encoder.raw(&[0; HEADER])?;
         encoder.raw(&[0x94, 0x01])?;
         encoder.marked(0xcf, id.to_be_bytes())?;
-        encoder.value(error)?;
+        encoder.whole(error)?;
         encoder.raw(&[0xc0])
     };
     // Too long for a small `max_frame` agreed on: then without its value, and at last without its texts.

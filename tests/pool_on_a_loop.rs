@@ -115,6 +115,54 @@ fn a_reactor_that_is_dropped_without_having_run_leaves_no_worker_behind() {
 }
 
 #[test]
+fn results_for_a_loop_that_is_dropped_unrun_are_let_go_of() {
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    let reactor = reactor();
+    let way_home = Arc::downgrade(&reactor.from_threads());
+    let jobs = [1, 2].map(|n| defer_to_process_pool(&reactor, &pool, add, (n, 1)));
+    // Its answer comes behind theirs, which have been put aside then.
+    pool.apply_async(add, (1, 1)).get().expect("a sum");
+    drop(reactor);
+    assert_eq!(way_home.strong_count(), 0);
+    drop(jobs);
+}
+
+#[test]
+fn a_loop_that_stops_does_not_wait_for_what_the_callback_of_its_last_job_submits() {
+    type Chain = dyn Fn(Rc<Cell<u32>>);
+    let reactor = reactor();
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    let jobs = Rc::new(Cell::new(0));
+    let next: Rc<RefCell<Option<Box<Chain>>>> = Rc::default();
+    let (on, to, again) = (reactor.clone(), pool.clone(), Rc::downgrade(&next));
+    *next.borrow_mut() = Some(Box::new(move |jobs| {
+        let (stop, again) = (on.clone(), again.clone());
+        defer_to_process_pool(&on, &to, add, (1, 1))
+            .add_both(move |result| {
+                jobs.set(jobs.get() + 1);
+                if jobs.get() == 3 {
+                    let _ = stop.stop();
+                }
+                if result.is_ok()
+                    && let Some(next) = again.upgrade()
+                    && let Some(next) = &*next.borrow()
+                {
+                    next(jobs);
+                }
+            })
+            .log_failure();
+    }));
+    let (first, count) = (Rc::clone(&next), Rc::clone(&jobs));
+    reactor.call_when_running(move || {
+        if let Some(next) = &*first.borrow() {
+            next(count);
+        }
+    });
+    reactor.run().expect("it ends");
+    assert!((4..100).contains(&jobs.get()), "{}", jobs.get());
+}
+
+#[test]
 fn the_errback_always_fires() {
     let failure = run(|reactor| defer_to_process(reactor, abort, ())).expect_err("it aborts");
     assert!(failure.is::<WorkerDied>(), "{failure:?}");

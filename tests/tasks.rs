@@ -177,6 +177,29 @@ fn an_error_that_can_be_encoded_comes_back_as_itself() {
     assert_eq!(failure.to_string(), "overdrawn by 5");
 }
 
+/// An error that is long.
+#[derive(Serialize, Deserialize, PartialEq, Debug)]
+struct Long(Vec<u8>);
+
+impl fmt::Display for Long {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl std::error::Error for Long {}
+
+#[errback::task]
+fn long(length: usize) -> Result<(), Long> {
+    Err(Long(vec![7; length]))
+}
+
+#[test]
+fn an_error_of_hundreds_of_kilobytes_comes_back_as_itself() {
+    let failure = remotely(long, (300_000,)).unwrap_err();
+    assert_eq!(failure.check::<Long>(), Some(&Long(vec![7; 300_000])));
+}
+
 /// An error that cannot travel, with a cause.
 #[derive(Debug)]
 struct Caused(BankError);

@@ -8,7 +8,7 @@
 //!
 //! A frame can always do without: [`inlined`] puts the bytes in the places of the references.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
@@ -176,6 +176,8 @@ thread_local! {
     static OFFERED: RefCell<Option<Buffer>> = const { RefCell::new(None) };
     /// The buffers that the message refers to which is being decoded.
     static RECEIVED: RefCell<Received> = const { RefCell::new(Vec::new()) };
+    /// Whether one of them was kept as it is.
+    static KEPT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What a message refers to.
@@ -237,7 +239,16 @@ pub(super) fn received_at(bytes: &[u8]) -> Option<Buffer> {
         let found = received.iter().find(|(_, it)| std::ptr::eq(&**it, bytes));
         found.map(|(_, buffer)| buffer.clone())
     });
-    found.ok().flatten()
+    let found = found.ok().flatten();
+    if found.is_some() {
+        let _ = KEPT.try_with(|kept| kept.set(true));
+    }
+    found
+}
+
+/// Whether somebody has kept a buffer that he was shown, since this was asked last.
+pub(crate) fn was_kept() -> bool {
+    KEPT.try_with(|kept| kept.replace(false)).unwrap_or(false)
 }
 
 /// The type of a value that is nothing but a reference, and what it means.

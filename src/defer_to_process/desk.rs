@@ -7,12 +7,11 @@
 
 use std::cell::RefCell;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::{Rc, Weak as RcWeak};
 use std::sync::{Arc, Weak};
 
 use errback_deferred::{
-    Deferred, Failure, LoopGone, ParkedResolver, ReactorCore, ReactorFromThreads,
+    Deferred, Failure, LoopGone, ParkedResolver, ReactorCore, ReactorFromThreads, contain, log_err,
 };
 use parking_lot::Mutex;
 
@@ -265,15 +264,11 @@ impl Pile {
         if asked {
             return;
         }
-        // Also if that panics, which is not ours.
-        let lost = Lost(self);
-        let this = Arc::clone(self);
-        if let Ok(()) = self
+        let asked = Asked(Some(Arc::clone(self)));
+        // Gone: then nobody can be told.
+        let _ = self
             .event_loop
-            .call_from_thread(Box::new(move || land(&this)))
-        {
-            mem::forget(lost);
-        }
+            .call_from_thread(Box::new(move || asked.land()));
     }
 
     fn take(&self) -> Vec<Arc<dyn Land>> {
@@ -296,12 +291,25 @@ impl Pile {
     }
 }
 
-/// Results that no loop will see: it is gone.
-struct Lost<'a>(&'a Pile);
+/// The loop has been asked to see to a pile. If it never does, because it is gone, the results are let go of: they hold the
+/// pile, as it holds them.
+struct Asked(Option<Arc<Pile>>);
 
-impl Drop for Lost<'_> {
+impl Asked {
+    fn land(mut self) {
+        if let Some(pile) = self.0.take() {
+            land(&pile);
+        }
+    }
+}
+
+impl Drop for Asked {
     fn drop(&mut self) {
-        drop(self.0.take());
+        let results = self.0.take().map(|pile| pile.take());
+        for result in results.into_iter().flatten() {
+            // What a value's drop does is its own affair, and no reason to keep the others.
+            let _ = contain(|| drop(result));
+        }
     }
 }
 
@@ -313,19 +321,16 @@ fn land(pile: &Arc<Pile>) {
     });
     let results = pile.take();
     let Some(desk) = desk else { return };
-    let mut panic = None;
     for result in &results {
         desk.give_back(result.place());
+        // Before the callbacks: a loop that waits for its last job does not wait for what they submit.
+        desk.rest();
         // What escapes from one shall not cost the others.
-        if let Err(it) = catch_unwind(AssertUnwindSafe(|| result.land())) {
-            panic.get_or_insert(it);
+        if let Err(panic) = contain(|| result.land()) {
+            log_err(panic, "a job's result");
         }
     }
     pile.reuse(results);
-    desk.rest();
-    if let Some(panic) = panic {
-        resume_unwind(panic);
-    }
 }
 
 impl<T: Send + 'static> Returning<T> {

@@ -368,7 +368,7 @@ impl ResultsWriter {
             self.make_pairs(encoder, values)?;
         }
         encoder.raw(&[0x92])?;
-        encoder.value(&error.bounded())?;
+        encoder.whole(&error.bounded())?;
         encoder.raw(&[0xc0])?;
         encoder.set_depth(DEPTH);
         Ok(())

@@ -65,7 +65,7 @@ struct Reader<'de> {
     open_variants: usize,
     /// How many bytes that the message refers to have been copied. It may refer to the same ones again and again.
     copied: usize,
-    /// What comes next keeps such bytes as they are.
+    /// What comes next may be a [`Buffer`], which keeps such bytes as they are when it sees them.
     keeps: bool,
     /// Whether there was a reason to decline. Somebody's `Deserialize` may have gone on all the same.
     declined: bool,
@@ -245,7 +245,9 @@ impl<'de> Reader<'de> {
         let block = self.take(length)?;
         let visited = match bytes {
             Bytes::Numbers => visitor.visit_seq(SeqDeserializer::new(block.iter().copied())),
-            Bytes::Owned if length >= travel::COPY_FROM => visitor.visit_byte_buf(copied(block)),
+            Bytes::Owned if length >= travel::COPY_FROM && !self.keeps => {
+                visitor.visit_byte_buf(copied(block))
+            }
             _ => visitor.visit_borrowed_bytes(block),
         };
         self.noted(visited)
@@ -262,21 +264,26 @@ impl<'de> Reader<'de> {
         let Some((kind, buffer)) = value.and_then(travel::received_value) else {
             return self.decline();
         };
-        if !std::mem::take(&mut self.keeps) {
-            self.copied = self.copied.saturating_add(buffer.len());
-            if self.copied > MAX_FRAME {
-                return self.decline();
-            }
+        if self.copied.saturating_add(buffer.len()) > MAX_FRAME && !self.keeps {
+            return self.decline();
         }
+        travel::was_kept();
         self.rest = &self.rest[travel::VALUE..];
         let visited = match bytes {
             Bytes::Numbers => visitor.visit_seq(SeqDeserializer::new(buffer.iter().copied())),
+            Bytes::Owned if self.keeps => visitor.visit_bytes(&buffer),
             Bytes::Owned => visitor.visit_byte_buf(copied(&buffer)),
             Bytes::Seen => visitor.visit_bytes(&buffer),
             // Whoever takes anything may see that a buffer is one, but that a copy was none.
             Bytes::Any if kind == travel::COPY => visitor.visit_bytes(&buffer),
             Bytes::Any => return self.decline(),
         };
+        if !travel::was_kept() {
+            self.copied = self.copied.saturating_add(buffer.len());
+            if self.copied > MAX_FRAME {
+                return self.decline();
+            }
+        }
         self.noted(visited)
     }
 

@@ -147,6 +147,14 @@ impl Encoder {
         value.serialize(self)
     }
 
+    /// Writes one value that refers to nothing.
+    pub(crate) fn whole<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
+        let share_from = self.share_from.take();
+        let written = self.value(value);
+        self.share_from = share_from;
+        written
+    }
+
     /// Bytes that are MessagePack already.
     #[inline]
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
