@@ -20,10 +20,10 @@ use crate::wire::{DecodeError, EncodeError, HEADER, references_in};
 /// The type of the extension value.
 pub(crate) const EXTENSION: u8 = 0x45;
 
-/// The type of one that stands for bytes which whoever reads them has as his own: a `Vec<u8>` travels so.
+/// The type of one that stands for bytes which whoever reads them has as his own: long byte strings of other types travel so.
 pub(crate) const COPY: u8 = 0x46;
 
-/// A shorter `Vec<u8>` is as quick in the message.
+/// A shorter one is as quick in the message.
 pub(crate) const COPY_FROM: usize = 256 * 1024;
 
 /// How long its content is.

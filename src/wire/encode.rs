@@ -1,6 +1,6 @@
 //! Rust values to MessagePack.
 //!
-//! Reading is rmp-serde's; writing is ours, because three things have to hold for what leaves a process that
+//! Reading is rmp-serde's where ours does not do; writing is ours, because three things have to hold for what leaves a process that
 //! rmp-serde's writer does not promise: a nesting limit (a list of a million links must be an error, not a stack
 //! overflow of the host), a size limit that is checked before the bytes are copied (MessagePack's lengths are 32 bits,
 //! and a longer one would be cut), and byte strings that are recognised by their type and copied as one block.
