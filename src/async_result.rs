@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use errback_deferred::Failure;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::error::InternalError;
-use crate::pool::{Called, Decode, End, Ending, JobKey, Outcome, Pool};
+use crate::pool::{Called, Decode, End, Ending, JobKey, Outcome, Pool, lost};
 use crate::task::Task;
 
 /// The result of a task that runs, or waits to run, in a worker process.
@@ -62,7 +61,7 @@ impl<T: Send + 'static> AsyncResult<T> {
                 (cell, pool.submit_job(call.job_for(end)))
             }
             Err(error) => {
-                let cell = Cell::new(|_, _, _| unreachable!("nobody answers it"));
+                let cell = Cell::new(|_, _| unreachable!("nobody answers it"));
                 cell.fill(Err(error.into()));
                 (Arc::new(cell), None)
             }
@@ -286,16 +285,12 @@ impl<T> Cell<T> {
 }
 
 impl<T: Send + 'static> Ending for Cell<T> {
-    fn end(&self, outcome: Outcome<'_>, called: Called<'_>) {
-        self.fill(called.note((self.decode)(called, 1, outcome)));
+    fn end(&self, _: u32, outcome: Outcome<'_>, called: Called<'_>) {
+        self.fill(called.result(self.decode, outcome));
     }
 
-    fn lost(&self) {
-        // Only then is a failure made: it may capture a backtrace.
-        if !self.is_ready() {
-            let message = "a job was lost".to_string();
-            self.fill(Err(InternalError { message }.into()));
-        }
+    fn lost(&self, _: u32) {
+        self.fill(Err(lost()));
     }
 }
 

@@ -418,7 +418,7 @@ impl<F: Task> Out<F> {
             first += items;
             match call {
                 // A refused job has been failed; nobody cancels one of ours.
-                Ok(call) => drop(pool.submit(call, move |results| end.send(results))),
+                Ok(call) => pool.submit(call, move |results| end.send(results)),
                 Err(failure) => end.send(Ok(vec![Err(failure)])),
             }
         });

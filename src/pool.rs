@@ -65,10 +65,9 @@ use cgroup::OomKills;
 use child::Launch;
 use job::Home;
 use job::Job;
-pub(crate) use job::{Called, End, Ending, JobKey, On, Outcome};
+pub(crate) use job::{Called, Decode, End, Ending, JobKey, Outcome, Owner, lost};
 use output::Output;
 use state::{Closing, State};
-pub(crate) use typed::Decode;
 use wakeup::Wakeup;
 
 #[doc(hidden)]
@@ -204,8 +203,8 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 
 /// A job that was not taken, and why.
 pub(crate) struct Refused {
-    pub(crate) job: Job,
-    pub(crate) why: Failure,
+    job: Job,
+    why: Failure,
 }
 
 /// A job that was taken.

@@ -18,6 +18,11 @@ fn add(a: i64, b: i64) -> i64 {
 }
 
 #[errback::task]
+fn text_of(n: i64) -> String {
+    n.to_string()
+}
+
+#[errback::task]
 fn abort() {
     std::process::abort()
 }
@@ -91,6 +96,30 @@ fn many_results_come_all() {
     let sums =
         run(|reactor| gather_results((0..1000).map(|n| defer_to_process(reactor, add, (n, 1)))));
     assert_eq!(sums.expect("sums"), (1..=1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn results_of_one_worker_come_in_their_order_whatever_their_types() {
+    let came = run(|reactor| {
+        let came: Rc<RefCell<Vec<String>>> = Rc::default();
+        let pool = Pool::builder().size(1).build().expect("a pool");
+        let (numbers, names) = (Rc::clone(&came), Rc::clone(&came));
+        let number = move |n: i64| numbers.borrow_mut().push(n.to_string());
+        let name_of = move |n: String| names.borrow_mut().push(n);
+        let jobs = (0..600).map(|n| match n % 5 {
+            0 | 3 => {
+                let d = defer_to_process_pool(reactor, &pool, text_of, (n,));
+                d.add_callback(name_of.clone())
+            }
+            _ => {
+                let d = defer_to_process_pool(reactor, &pool, add, (n, 0));
+                d.add_callback(number.clone())
+            }
+        });
+        gather_results(jobs.collect::<Vec<_>>()).add_callback(move |_| Ok(came.take()))
+    });
+    let expected: Vec<String> = (0..600).map(|n: i64| n.to_string()).collect();
+    assert_eq!(came.expect("all come"), expected);
 }
 
 #[test]

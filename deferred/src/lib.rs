@@ -109,6 +109,6 @@ pub use looping_call::{AlreadyRunning, LoopingCall};
 pub use observable::ObservableDeferred;
 pub use panics::contain;
 pub use queue::{DeferredQueue, QueueOverflow, QueueUnderflow};
-pub use remote::{ParkedResolver, RemoteResolver, RemoteResolverDropped};
+pub use remote::{ParkedResolver, RemoteResolver, RemoteResolverDropped, ResolverTable};
 pub use semaphore::{DeferredSemaphore, NotHeld, Permit};
 pub use unhandled::{ObserverGuard, Unhandled, log_err, observe_unhandled};

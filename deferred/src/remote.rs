@@ -55,6 +55,57 @@ impl<T> Table<T> {
     }
 }
 
+/// Resolvers of one type that lie on their thread, for others to refer to by numbers.
+///
+/// For event loops and pools that have much out at a time: what travels is four bytes, and a [`ParkedResolver`] for each is
+/// not needed. Resolvers that are in it when it is dropped are dropped, and fail their Deferreds.
+///
+/// ```
+/// use errback_deferred::{Deferred, ResolverTable};
+/// let mut table = ResolverTable::new();
+/// let (resolver, d) = Deferred::new();
+/// let number = table.put(resolver);
+/// let answer = std::thread::spawn(move || (number, 6 * 7)).join().unwrap();
+/// assert!(table.take(answer.0).is_some_and(|resolver| resolver.callback(answer.1).is_ok()));
+/// assert!(table.take(number).is_none());
+/// # d.add_callback(|n| assert_eq!(n, 42));
+/// ```
+pub struct ResolverTable<T> {
+    table: Table<Resolver<T>>,
+}
+
+impl<T: 'static> ResolverTable<T> {
+    /// One that is empty.
+    pub const fn new() -> ResolverTable<T> {
+        ResolverTable {
+            table: Table::new(),
+        }
+    }
+
+    /// Puts a resolver there; its number, which may be that of one that has been taken.
+    pub fn put(&mut self, resolver: Resolver<T>) -> u32 {
+        self.table.put(resolver)
+    }
+
+    /// Takes the resolver that has this number, if there is one.
+    pub fn take(&mut self, number: u32) -> Option<Resolver<T>> {
+        self.table.get(number)?;
+        self.table.take(number)
+    }
+}
+
+impl<T: 'static> Default for ResolverTable<T> {
+    fn default() -> Self {
+        ResolverTable::new()
+    }
+}
+
+impl<T> fmt::Debug for ResolverTable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<ResolverTable>")
+    }
+}
+
 /// A resolver that lies on its own thread, for another thread to refer to. Nothing but its number travels.
 ///
 /// For event loops, which have ways of their own to bring a result home; others use a [`RemoteResolver`]. When it is lost,

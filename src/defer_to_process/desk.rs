@@ -1,24 +1,26 @@
 //! The jobs that a loop has in one pool, and how their results come home to it.
 //!
-//! A job is known by its *place* here: to its Deferred, which asks for its end by that number, and to the loop's end. Its
-//! result is decoded where its answer was taken, on a thread of the pool as a rule, and put on the desk's pile; the first one
-//! on it has the loop called, and the call fires the Deferreds of all that lie there by then. So a job costs one allocation
-//! here, and the answers of a batch one call.
+//! The firing end of a job's Deferred stays here, in a table; the job knows its number there, and, with all others of its task,
+//! the [`Way`] home. On that its result is decoded, on a thread of the pool as a rule, and put on the desk's pile;
+//! the first one on it has the loop called, and the call fires the Deferreds of all that lie there by then. So a job that
+//! waits costs nothing here beside its Deferred, and the answers of a batch cost one call.
 
-use std::cell::RefCell;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::mem;
 use std::rc::{Rc, Weak as RcWeak};
 use std::sync::{Arc, Weak};
 
 use errback_deferred::{
-    Deferred, Failure, LoopGone, ParkedResolver, ReactorCore, ReactorFromThreads, contain, log_err,
+    Deferred, Failure, LoopGone, ReactorCore, ReactorFromThreads, ResolverTable, contain, log_err,
 };
 use parking_lot::Mutex;
 
 use super::listener::Listener;
-use super::loop_end::LoopEnd;
-use crate::error::InternalError;
-use crate::pool::{Called, Decode, Encoded, End, Ending, JobKey, On, Outcome, Pool, Shared};
+use super::loop_end::{LoopEnd, is_handle_of};
+use crate::pool::{
+    Called, Decode, Encoded, End, Ending, JobKey, Outcome, Owner, Pool, Shared, lost,
+};
 
 thread_local! {
     /// Those of this thread's loops.
@@ -28,13 +30,18 @@ thread_local! {
 /// See the module.
 pub(super) struct Desk {
     /// Weak, as the next: neither is to outlive its last user for having been known here. (A loop's handle holds a descriptor.)
-    /// Its address is nobody else's as long as this is there.
     event_loop: Weak<dyn ReactorFromThreads>,
     pool: Weak<Shared>,
-    jobs: RefCell<Jobs>,
-    /// The jobs hold it, which have no other way to the loop.
+    /// How many jobs are out.
+    jobs: Cell<usize>,
+    /// As long as there are jobs for which the loop's end waits: their pool, which is not to be dropped before.
+    kept: RefCell<Option<Pool>>,
+    /// The jobs hold it by their ways, which have no other one to the loop.
     pile: RefCell<Weak<Pile>>,
-    /// What a Deferred calls with its job's place when it is cancelled.
+    ways: RefCell<Vec<KnownWay>>,
+    /// The firing ends of their Deferreds: a [`Table`] for each type of result.
+    tables: RefCell<Vec<Rc<dyn Any>>>,
+    /// What a Deferred calls with its job's number when it is cancelled.
     cancel: Rc<dyn Fn(u64)>,
     /// `None`: that loop does not look about.
     listener: Option<Rc<Listener>>,
@@ -42,12 +49,13 @@ pub(super) struct Desk {
     end: Option<Rc<LoopEnd>>,
 }
 
-#[derive(Default)]
-struct Jobs {
-    places: Vec<JobKey>,
-    free: Vec<u32>,
-    /// As long as there are jobs for which the loop's end waits: their pool, which is not to be dropped before.
-    pool: Option<Pool>,
+type Table<T> = RefCell<ResolverTable<T>>;
+
+/// A way that jobs have, or had.
+struct KnownWay {
+    /// The place of its `decode`, which tells those of one type apart.
+    decode: usize,
+    way: Weak<dyn Any + Send + Sync>,
 }
 
 /// Results that have come, and that the loop has not seen.
@@ -58,32 +66,31 @@ struct Pile {
 
 #[derive(Default)]
 struct PileState {
-    results: Vec<Arc<dyn Land>>,
+    /// In the order in which they came, cut where their type changes.
+    results: Vec<Box<dyn Results>>,
+    /// Room for the next ones.
+    spare: Option<Box<dyn Results>>,
     /// The loop has been asked to see to them.
     asked: bool,
 }
 
-/// A job's result, on its way home.
-struct Returning<T> {
+/// How the results of one task come to a pile. The jobs know it, and their Deferreds by their numbers.
+struct Way<T> {
     decode: Decode<T>,
     pile: Arc<Pile>,
-    place: u32,
-    items: u32,
-    state: Mutex<State<T>>,
 }
 
-struct State<T> {
-    /// `None`: it has been fired.
-    resolver: Option<ParkedResolver<T>>,
-    result: Option<Result<T, Failure>>,
-}
+/// Some results of one type, each with the number of its Deferred.
+struct Come<T>(Vec<(u32, Result<T, Failure>)>);
 
-/// A result without its type.
-trait Land: Send + Sync {
-    /// In which place its job was.
-    fn place(&self) -> u32;
-    /// Fires its Deferred, on the loop's thread.
-    fn land(&self);
+/// Those without their type.
+trait Results: Any + Send {
+    /// Fires them, on the loop's thread. What escapes from one does not cost the others.
+    fn fire(&mut self, desk: &Desk);
+    /// Lets go of them.
+    fn drop_all(&mut self);
+    /// How many there is room for.
+    fn capacity(&self) -> usize;
 }
 
 impl Desk {
@@ -111,16 +118,18 @@ impl Desk {
         let listener = Listener::new(event_loop, pool.shared());
         let made = Rc::new_cyclic(|desk: &RcWeak<Desk>| {
             let this = desk.clone();
-            let cancel = move |place| {
-                if let Some(desk) = this.upgrade() {
-                    desk.cancel(place);
-                }
+            let cancel = move |number| {
+                let pool = this.upgrade().and_then(|desk| desk.pool.upgrade());
+                pool.into_iter().for_each(|it| it.cancel_numbered(number));
             };
             Desk {
                 event_loop: Arc::downgrade(threads),
                 pool: Arc::downgrade(pool.shared()),
-                jobs: RefCell::default(),
+                jobs: Cell::new(0),
+                kept: RefCell::default(),
                 pile: RefCell::default(),
+                ways: RefCell::default(),
+                tables: RefCell::default(),
                 cancel: Rc::new(cancel),
                 listener,
                 end,
@@ -139,7 +148,7 @@ impl Desk {
     }
 
     fn is_of(&self, threads: &Arc<dyn ReactorFromThreads>, pool: &Pool, waits: bool) -> bool {
-        std::ptr::addr_eq(Weak::as_ptr(&self.event_loop), Arc::as_ptr(threads))
+        is_handle_of(&self.event_loop, threads)
             && std::ptr::eq(Weak::as_ptr(&self.pool), Arc::as_ptr(pool.shared()))
             && self.end.is_some() == waits
     }
@@ -149,7 +158,7 @@ impl Desk {
     }
 
     fn is_of_no_use(&self) -> bool {
-        self.event_loop.strong_count() == 0 || self.pool.strong_count() == 0
+        self.event_loop.strong_count() == 0 || (self.pool.strong_count() == 0 && !self.is_busy())
     }
 
     /// Submits a call; its Deferred.
@@ -160,34 +169,68 @@ impl Desk {
         pool: &Pool,
         call: Encoded<T>,
     ) -> Deferred<T> {
-        let (resolver, d) = ParkedResolver::new();
-        let place = self.take_place(pool);
-        let returning = Returning {
-            decode: call.decode(),
-            pile: self.pile(threads),
-            place,
-            items: u32::try_from(call.items()).expect("a frame holds fewer items"),
-            state: Mutex::new(State {
-                resolver: Some(resolver),
-                result: None,
-            }),
-        };
-        let job = call.job_for(End::new(Arc::new(returning)));
-        let Some(job) = pool.submit_job(job) else {
-            // It has been told on the spot.
-            self.give_back(place);
-            self.rest();
-            return d;
-        };
-        self.jobs.borrow_mut().places[place as usize] = job.key;
-        // A job that runs ends when its process is gone, not when that was asked for.
-        d.set_cancel_request(Rc::clone(&self.cancel), u64::from(place));
-        if job.is_out
-            && let Some(listener) = &self.listener
-        {
-            listener.add(job);
+        let (resolver, d) = Deferred::new();
+        let number = self.table().borrow_mut().put(resolver);
+        let decode = call.decode();
+        let way = self.way(threads, decode);
+        self.one_goes(pool);
+        match pool.try_submit(call.job_for(End::numbered(way, number))) {
+            Ok(job) => {
+                // A job that runs ends when its process is gone, not when that was asked for.
+                d.set_cancel_request(Rc::clone(&self.cancel), job.key.to_bits());
+                if job.is_out
+                    && let Some(listener) = &self.listener
+                {
+                    listener.add(job);
+                }
+            }
+            Err(refused) => {
+                let result = refused.result(decode, pool);
+                self.one_came();
+                let resolver = self.table::<T>().borrow_mut().take(number);
+                if let Some(resolver) = resolver {
+                    let _ = resolver.fire(result); // nobody can have cancelled it
+                }
+            }
         }
         d
+    }
+
+    fn table<T: 'static>(&self) -> Rc<Table<T>> {
+        let mut tables = self.tables.borrow_mut();
+        let known = tables.iter().find(|known| known.is::<Table<T>>());
+        let known = known.and_then(|known| Rc::clone(known).downcast().ok());
+        known.unwrap_or_else(|| {
+            let made: Rc<Table<T>> = Rc::default();
+            tables.push(Rc::clone(&made) as Rc<dyn Any>);
+            made
+        })
+    }
+
+    /// The way of the results of one task.
+    fn way<T: Send + 'static>(
+        &self,
+        threads: &Arc<dyn ReactorFromThreads>,
+        decode: Decode<T>,
+    ) -> Arc<Way<T>> {
+        let place = decode as usize;
+        let mut ways = self.ways.borrow_mut();
+        let known = ways.iter().filter(|known| known.decode == place);
+        let mut known = known.filter_map(|known| known.way.upgrade()?.downcast::<Way<T>>().ok());
+        if let Some(known) = known.next() {
+            return known;
+        }
+        let way = Arc::new(Way {
+            decode,
+            pile: self.pile(threads),
+        });
+        let known = Arc::downgrade(&way);
+        ways.retain(|known| known.way.strong_count() > 0);
+        ways.push(KnownWay {
+            decode: place,
+            way: known,
+        });
+        way
     }
 
     fn pile(&self, threads: &Arc<dyn ReactorFromThreads>) -> Arc<Pile> {
@@ -202,63 +245,45 @@ impl Desk {
         })
     }
 
-    fn take_place(&self, pool: &Pool) -> u32 {
-        let mut jobs = self.jobs.borrow_mut();
-        let jobs = &mut *jobs;
-        if jobs.pool.is_none() && self.end.is_some() {
-            jobs.pool = Some(pool.clone());
-        }
-        jobs.free.pop().unwrap_or_else(|| {
-            jobs.places.push(JobKey::NONE);
-            u32::try_from(jobs.places.len() - 1).expect("there are fewer jobs than that")
-        })
-    }
-
-    fn give_back(&self, place: u32) {
-        let mut jobs = self.jobs.borrow_mut();
-        jobs.places[place as usize] = JobKey::NONE;
-        jobs.free.push(place);
-    }
-
     /// Whether jobs are out.
     pub(super) fn is_busy(&self) -> bool {
-        let jobs = self.jobs.borrow();
-        jobs.free.len() < jobs.places.len()
+        self.jobs.get() > 0
     }
 
-    /// The last job may have come home: lets go of what was kept for them, and tells the loop's end.
-    fn rest(&self) {
+    /// A job goes out.
+    fn one_goes(&self, pool: &Pool) {
+        if self.jobs.replace(self.jobs.get() + 1) == 0 && self.end.is_some() {
+            self.kept.replace(Some(pool.clone()));
+        }
+    }
+
+    /// A job has come home. After the last, what was kept for them is let go of, and the loop's end is told.
+    fn one_came(&self) {
+        self.jobs.set(self.jobs.get() - 1);
         if self.is_busy() {
             return;
         }
-        let pool = self.jobs.borrow_mut().pool.take();
-        drop(pool); // perhaps its last handle
+        let kept = self.kept.take();
+        drop(kept); // perhaps its last handle
         if let Some(end) = &self.end {
             end.look();
         }
     }
 
-    fn cancel(&self, place: u64) {
-        let key = self.jobs.borrow().places[place as usize];
-        if let Some(pool) = self.pool.upgrade() {
-            pool.cancel(key);
-        }
-    }
-
-    /// The jobs that are out, and their pool.
+    /// The jobs that are out and not done, and their pool.
     pub(super) fn out(&self) -> Option<(Arc<Shared>, Vec<JobKey>)> {
-        let is_out = |key: &JobKey| *key != JobKey::NONE;
-        let jobs = self.jobs.borrow();
-        let keys = jobs.places.iter().copied().filter(is_out).collect();
-        Some((self.pool.upgrade()?, keys))
+        let pool = self.pool.upgrade()?;
+        let pile = self.pile.borrow().upgrade()?;
+        let jobs = pool.jobs_of(Owner::of(&pile));
+        Some((pool, jobs))
     }
 }
 
 impl Pile {
     /// Puts a result there, from any thread.
-    fn put(self: &Arc<Self>, result: Arc<dyn Land>) {
+    fn put<T: Send + 'static>(self: &Arc<Self>, number: u32, result: Result<T, Failure>) {
         let mut state = self.state.lock();
-        state.results.push(result);
+        state.put(number, result);
         let asked = mem::replace(&mut state.asked, true);
         drop(state);
         if asked {
@@ -268,37 +293,58 @@ impl Pile {
         // Gone: then nobody can be told.
         let _ = self
             .event_loop
-            .call_from_thread(Box::new(move || asked.land()));
+            .call_from_thread(Box::new(move || asked.fire()));
     }
 
-    fn take(&self) -> Vec<Arc<dyn Land>> {
+    fn take(&self) -> Vec<Box<dyn Results>> {
         let mut state = self.state.lock();
         state.asked = false;
         mem::take(&mut state.results)
     }
 
     /// The room of results that have been seen to is used again.
-    fn reuse(&self, mut results: Vec<Arc<dyn Land>>) {
+    fn reuse(&self, mut results: Vec<Box<dyn Results>>) {
         /// No more than that is kept.
         const ROOM: usize = 1024;
+        let room = results.pop().filter(|room| room.capacity() <= ROOM);
         results.clear();
-        if results.capacity() <= ROOM {
-            let mut state = self.state.lock();
-            if state.results.capacity() == 0 {
-                state.results = results;
-            }
+        let mut state = self.state.lock();
+        let room = mem::replace(&mut state.spare, room);
+        if state.results.capacity() == 0 && results.capacity() <= ROOM {
+            state.results = results;
+        }
+        drop(state);
+        drop(room);
+    }
+}
+
+impl PileState {
+    fn put<T: Send + 'static>(&mut self, number: u32, result: Result<T, Failure>) {
+        if let Some(last) = self.results.last_mut().and_then(of_type) {
+            return last.0.push((number, result));
+        }
+        let mut spare = self.spare.take();
+        if let Some(room) = spare.as_mut().and_then(of_type) {
+            room.0.push((number, result));
+            self.results.extend(spare);
+        } else {
+            self.results.push(Box::new(Come(vec![(number, result)])));
         }
     }
 }
 
-/// The loop has been asked to see to a pile. If it never does, because it is gone, the results are let go of: they hold the
-/// pile, as it holds them.
+fn of_type<T: 'static>(results: &mut Box<dyn Results>) -> Option<&mut Come<T>> {
+    let results: &mut dyn Any = &mut **results;
+    results.downcast_mut()
+}
+
+/// The loop has been asked to see to a pile. If it never does, because it is gone, the results are let go of.
 struct Asked(Option<Arc<Pile>>);
 
 impl Asked {
-    fn land(mut self) {
+    fn fire(mut self) {
         if let Some(pile) = self.0.take() {
-            land(&pile);
+            fire(&pile);
         }
     }
 }
@@ -306,81 +352,64 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         let results = self.0.take().map(|pile| pile.take());
-        for result in results.into_iter().flatten() {
-            // What a value's drop does is its own affair, and no reason to keep the others.
-            let _ = contain(|| drop(result));
-        }
+        let results = results.into_iter().flatten();
+        results.for_each(|mut results| results.drop_all());
     }
 }
 
 /// Fires the Deferreds of the results that are there, on the loop's thread.
-fn land(pile: &Arc<Pile>) {
+fn fire(pile: &Arc<Pile>) {
     let desk = DESKS.with_borrow(|desks| {
         let mut desks = desks.iter();
         desks.find(|desk| desk.has(pile)).cloned()
     });
-    let results = pile.take();
-    let Some(desk) = desk else { return };
-    for result in &results {
-        desk.give_back(result.place());
-        // Before the callbacks: a loop that waits for its last job does not wait for what they submit.
-        desk.rest();
-        // What escapes from one shall not cost the others.
-        if let Err(panic) = contain(|| result.land()) {
-            log_err(panic, "a job's result");
+    let mut results = pile.take();
+    for results in &mut results {
+        match &desk {
+            Some(desk) => results.fire(desk),
+            None => results.drop_all(),
         }
     }
     pile.reuse(results);
 }
 
-impl<T: Send + 'static> Returning<T> {
-    fn fill(&self, result: Result<T, Failure>) {
-        let mut state = self.state.lock();
-        if state.result.is_none() && state.resolver.is_some() {
-            state.result = Some(result);
+impl<T: Send + 'static> Results for Come<T> {
+    fn fire(&mut self, desk: &Desk) {
+        let table = desk.table::<T>();
+        for (number, result) in self.0.drain(..) {
+            let resolver = table.borrow_mut().take(number);
+            // Before the callbacks: a loop that waits for its last job does not wait for what they submit.
+            desk.one_came();
+            let Some(resolver) = resolver else { continue };
+            // A cancelled one's result is dropped.
+            if let Err(panic) = contain(|| drop(resolver.fire(result))) {
+                log_err(panic, "a job's result");
+            }
         }
+    }
+
+    fn drop_all(&mut self) {
+        for result in self.0.drain(..) {
+            // What a value's drop does is its own affair, and no reason to keep the others.
+            let _ = contain(|| drop(result));
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        self.0.capacity()
     }
 }
 
-impl<T: Send + 'static> Land for Returning<T> {
-    fn place(&self) -> u32 {
-        self.place
+impl<T: Send + 'static> Ending for Way<T> {
+    fn end(&self, number: u32, outcome: Outcome<'_>, called: Called<'_>) {
+        self.pile.put(number, called.result(self.decode, outcome));
     }
 
-    fn land(&self) {
-        let mut state = self.state.lock();
-        let (resolver, result) = (state.resolver.take(), state.result.take());
-        drop(state);
-        if let (Some(resolver), Some(result)) = (resolver, result) {
-            resolver.fire(result);
-        }
-    }
-}
-
-impl<T: Send + 'static> Ending for Returning<T> {
-    fn end(&self, outcome: Outcome<'_>, called: Called<'_>) {
-        self.fill(called.note((self.decode)(called, self.items as usize, outcome)));
+    fn lost(&self, number: u32) {
+        self.pile.put::<T>(number, Err(lost()));
     }
 
-    fn lost(&self) {
-        let message = "a job was lost".to_string();
-        self.fill(Err(InternalError { message }.into()));
-    }
-
-    fn hand_over(self: Arc<Self>, on: On) {
-        match on {
-            On::Submitter => self.land(),
-            On::Any => Arc::clone(&self.pile).put(self),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_results_on_their_way_take_little_memory() {
-        assert!(size_of::<Returning<u64>>() <= 56); // and two counts
+    fn owner(&self) -> Option<Owner> {
+        Some(Owner::of(&self.pile))
     }
 }

@@ -13,8 +13,7 @@ use super::SHUTDOWN_GRACE;
 use super::desk::Desk;
 
 thread_local! {
-    /// For each loop of this thread. Weak: its handle holds a descriptor, which is not to outlive the loop; and its address is
-    /// nobody else's as long as this is there.
+    /// For each loop of this thread. Weak: its handle holds a descriptor, which is not to outlive the loop.
     static LOOPS: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -36,6 +35,14 @@ enum End {
     Reached,
 }
 
+/// Whether that is the handle of a loop. Its address is nobody else's as long as there is a weak reference to it.
+pub(super) fn is_handle_of(
+    known: &Weak<dyn ReactorFromThreads>,
+    threads: &Arc<dyn ReactorFromThreads>,
+) -> bool {
+    std::ptr::addr_eq(Weak::as_ptr(known), Arc::as_ptr(threads))
+}
+
 impl LoopEnd {
     /// This loop's; made by its first job.
     pub(super) fn of(
@@ -51,10 +58,13 @@ impl LoopEnd {
         // A loop that has ended already would never run our trigger.
         threads.call_from_thread(Box::new(|| ()))?;
         let made = Rc::new(LoopEnd::default());
-        LOOPS.with_borrow_mut(|loops| {
-            loops.retain(|(_, known)| !known.is_reached());
+        let over = LOOPS.with_borrow_mut(|loops| {
+            let over = |(known, end): &mut Known| known.strong_count() == 0 || end.is_reached();
+            let over: Vec<_> = loops.extract_if(.., over).collect();
             loops.push((Arc::downgrade(threads), Rc::clone(&made)));
+            over
         });
+        drop(over);
         let shut_down = Rc::clone(&made);
         let trigger = Box::new(move || shut_down.shut_down());
         event_loop.add_system_event_trigger(Phase::Before, SystemEvent::Shutdown, trigger);
@@ -64,8 +74,7 @@ impl LoopEnd {
     fn find(threads: &Arc<dyn ReactorFromThreads>) -> Option<Rc<LoopEnd>> {
         LOOPS.with_borrow(|loops| {
             let mut loops = loops.iter();
-            let known = loops
-                .find(|(known, _)| std::ptr::addr_eq(Weak::as_ptr(known), Arc::as_ptr(threads)))?;
+            let known = loops.find(|(known, _)| is_handle_of(known, threads))?;
             Some(Rc::clone(&known.1))
         })
     }

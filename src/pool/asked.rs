@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use errback_deferred::{CancelledError, Failure};
 
 use super::deadlines::Due;
-use super::job::{Job, JobKey, JobState, Verdict};
+use super::job::{Job, JobKey, JobState, Owner, Verdict};
 use super::state::{Closing, Handover, Phase, State};
 use super::{Refused, Shared, Submitted, WhenFull};
 use crate::error::{Overloaded, PoolClosed, TimedOut};
@@ -57,7 +57,7 @@ impl Shared {
     }
 
     /// Why a job would not be taken now.
-    pub(super) fn refusal(&self, state: &State) -> Option<Failure> {
+    fn refusal(&self, state: &State) -> Option<Failure> {
         let pool = || self.settings.name.clone();
         if state.phase.is_closing() {
             return Some(
@@ -108,6 +108,25 @@ impl Shared {
     /// worker, and fails when it has stopped or that is dead and collected; one that is done stays as it is. Never blocks.
     pub(crate) fn cancel(self: &Arc<Self>, key: JobKey) {
         self.cancel_with(key, self.settings.cancel_grace);
+    }
+
+    /// As [`cancel`](Self::cancel), by the number that [`JobKey::to_bits`] gave it.
+    pub(crate) fn cancel_numbered(self: &Arc<Self>, bits: u64) {
+        if self.forked().is_some() {
+            return;
+        }
+        let key = self.state.lock().backlog.find(bits);
+        if let Some(key) = key {
+            self.cancel(key);
+        }
+    }
+
+    /// The jobs of one owner that are not done.
+    pub(crate) fn jobs_of(&self, owner: Owner) -> Vec<JobKey> {
+        if self.forked().is_some() {
+            return Vec::new();
+        }
+        self.state.lock().backlog.jobs_of(owner)
     }
 
     /// As [`cancel`](Self::cancel), for a job that has had its grace.

@@ -8,9 +8,11 @@
 //! taken, and cancelled from the middle in constant time, and a table that has grown is used again. A `HashMap` beside a
 //! `VecDeque` would keep the same in two places.
 
+use std::mem;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::job::{End, Job, JobKey, JobState, WorkerId};
+use super::job::{End, Ending, Job, JobKey, JobState, Owner, WorkerId};
 use super::packed::{Frame, Packed};
 
 /// The end of the list, or of the free entries.
@@ -44,7 +46,9 @@ pub(super) struct Backlog {
 struct Entry {
     /// 0: the entry is free.
     id: u64,
-    end: End,
+    /// The parts of its end.
+    ending: Option<Arc<dyn Ending>>,
+    number: u32,
     packed: Packed,
     /// In nanoseconds of the table's time.
     submitted: u64,
@@ -56,6 +60,18 @@ struct Entry {
     stage: Stage,
     /// How often it was put back because a worker may have died of it.
     resends: u8,
+}
+
+impl Entry {
+    fn take_end(&mut self) -> End {
+        End::from_parts(self.ending.take(), self.number)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        drop(self.take_end());
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -111,9 +127,11 @@ impl Backlog {
         let id = self.last_id;
         let TaskId(task) = self.task_id(job.task);
         let submitted = job.submitted.saturating_duration_since(self.epoch);
+        let (ending, number) = job.end.into_parts();
         let entry = Entry {
             id,
-            end: job.end,
+            ending,
+            number,
             packed: job.packed,
             submitted: u64::try_from(submitted.as_nanos()).unwrap_or(u64::MAX),
             task,
@@ -196,6 +214,27 @@ impl Backlog {
             },
             _ => JobState::Done,
         }
+    }
+
+    /// The job that [`JobKey::to_bits`] gave this number, as long as it is not done.
+    pub(super) fn find(&self, bits: u64) -> Option<JobKey> {
+        let index = (bits >> 32) as u32;
+        let id = self.entries.get(index as usize)?.id;
+        let key = JobKey { index, id };
+        (key != JobKey::NONE && key.to_bits() == bits).then_some(key)
+    }
+
+    /// The jobs of one owner that are not done.
+    pub(super) fn jobs_of(&self, owner: Owner) -> Vec<JobKey> {
+        let is_his = |it: &Arc<dyn Ending>| it.owner() == Some(owner);
+        let entries = (0..).zip(&self.entries);
+        entries
+            .filter(|(_, entry)| entry.id != 0 && entry.ending.as_ref().is_some_and(is_his))
+            .map(|(index, entry)| JobKey {
+                index,
+                id: entry.id,
+            })
+            .collect()
     }
 
     /// How long a job that is out may run.
@@ -283,21 +322,21 @@ impl Backlog {
     }
 
     fn release(&mut self, index: u32) -> Job {
-        let free = std::mem::replace(&mut self.free, index);
+        let free = mem::replace(&mut self.free, index);
         let epoch = self.epoch;
         let entry = &mut self.entries[index as usize];
         entry.next = free;
         Job {
-            id: std::mem::take(&mut entry.id),
+            id: mem::take(&mut entry.id),
             task: self.tasks[entry.task as usize],
-            packed: std::mem::take(&mut entry.packed),
-            end: std::mem::take(&mut entry.end),
+            packed: mem::take(&mut entry.packed),
+            end: entry.take_end(),
             submitted: epoch + Duration::from_nanos(entry.submitted),
         }
     }
 
     fn link_last(&mut self, index: u32) {
-        let last = std::mem::replace(&mut self.tail, index);
+        let last = mem::replace(&mut self.tail, index);
         self.entry(index).previous = last;
         self.entry(index).next = NONE;
         match last {
@@ -308,7 +347,7 @@ impl Backlog {
     }
 
     fn link_first(&mut self, index: u32) {
-        let first = std::mem::replace(&mut self.head, index);
+        let first = mem::replace(&mut self.head, index);
         self.entry(index).next = first;
         self.entry(index).previous = NONE;
         match first {
@@ -334,6 +373,7 @@ impl Backlog {
 
 #[cfg(test)]
 mod tests {
+    use super::super::job::{Called, Outcome};
     use super::*;
     use crate::task::Limits;
     use crate::wire::MAX_FRAME;
@@ -422,6 +462,45 @@ mod tests {
         assert_eq!(backlog.state(first), JobState::Queued);
         assert_eq!(taken(&mut backlog), [first.id, second.id]);
         assert_eq!(backlog.resends(first), 1);
+    }
+
+    #[test]
+    fn a_key_in_one_number_is_good_until_its_job_is_done() {
+        let mut backlog = Backlog::new();
+        let keys = [(); 3].map(|()| backlog.push(job()));
+        for key in keys {
+            assert_eq!(backlog.find(key.to_bits()), Some(key));
+        }
+        drop(backlog.withdraw(keys[1]));
+        assert_eq!(backlog.find(keys[1].to_bits()), None);
+        let new = backlog.push(job());
+        assert_eq!(backlog.find(keys[1].to_bits()), None);
+        assert_eq!(backlog.find(new.to_bits()), Some(new));
+        assert_eq!(Backlog::new().find(JobKey::NONE.to_bits()), None);
+    }
+
+    #[test]
+    fn the_jobs_of_an_owner_are_found() {
+        struct Of(Arc<()>);
+        impl Ending for Of {
+            fn end(&self, _: u32, _: Outcome<'_>, _: Called<'_>) {}
+            fn lost(&self, _: u32) {}
+            fn owner(&self) -> Option<Owner> {
+                Some(Owner::of(&self.0))
+            }
+        }
+        let mut backlog = Backlog::new();
+        let owners = [(); 2].map(|()| Arc::new(()));
+        let jobs = [Some(0), None, Some(1), Some(0)].map(|owner| {
+            let mut job = job();
+            if let Some(owner) = owner {
+                job.end = End::new(Arc::new(Of(Arc::clone(&owners[owner]))));
+            }
+            backlog.push(job)
+        });
+        drop(backlog.withdraw(jobs[0]));
+        let [first, second] = [0, 1].map(|it| backlog.jobs_of(Owner::of(&owners[it])));
+        assert_eq!((first, second), (vec![jobs[3]], vec![jobs[2]]));
     }
 
     #[test]

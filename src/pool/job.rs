@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use errback_deferred::Failure;
 
 use super::packed::Packed;
+use crate::error::InternalError;
 use crate::wire;
 
 /// What a job ends with: the worker's answer, still in bytes and borrowed from the connection, or the reason why there
@@ -22,33 +23,40 @@ pub(crate) enum Outcome<'a> {
     Failed(Failure),
 }
 
-/// Who waits for a job. Called on a thread of the pool, on the one that cancels, or on one that waits for a result.
+/// Who waits for jobs: for one, or for many, which it knows by numbers of its own. For each job one of the two is called, once:
+/// on a thread of the pool, on the one that submits or cancels, or on one that waits for a result.
 pub(crate) trait Ending: Send + Sync {
-    /// Decodes the outcome and hands it over. Called once.
-    fn end(&self, outcome: Outcome<'_>, called: Called<'_>);
-    /// The job was lost, or its end panicked: whoever waits is told, if he was not.
-    fn lost(&self);
-    /// All that was to be said has been said. Called once, after the others.
-    fn hand_over(self: Arc<Self>, on: On) {
-        let _ = on;
+    /// Makes a result of the outcome ([`Called::result`]), and hands it over.
+    fn end(&self, number: u32, outcome: Outcome<'_>, called: Called<'_>);
+    /// The job was lost.
+    fn lost(&self, number: u32);
+    /// For whom it waits, if that matters to somebody.
+    fn owner(&self) -> Option<Owner> {
+        None
     }
 }
 
-/// On whose thread a job ends.
+/// Somebody who has jobs, by an address of his that is nobody else's as long as they are there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum On {
-    /// That of who submits it, at this moment: it was not taken.
-    Submitter,
-    /// Anybody's.
-    Any,
+pub(crate) struct Owner(usize);
+
+impl Owner {
+    pub(crate) fn of<T>(it: &Arc<T>) -> Owner {
+        Owner(Arc::as_ptr(it).addr())
+    }
 }
 
 /// What was called, and where.
 #[derive(Clone, Copy)]
 pub(crate) struct Called<'a> {
     pub(super) task: &'static str,
+    /// Of how many items it is a chunk; 1 for a plain call.
+    pub(super) items: usize,
     pub(super) home: &'a Home,
 }
+
+/// The result that an outcome stands for.
+pub(crate) type Decode<T> = fn(Called<'_>, Outcome<'_>) -> Result<T, Failure>;
 
 /// What a job's end has to know of its pool.
 pub(crate) struct Home {
@@ -59,8 +67,12 @@ pub(crate) struct Home {
 }
 
 impl Called<'_> {
-    /// Counts a result that is about to be handed over.
-    pub(crate) fn note<T>(self, result: Result<T, Failure>) -> Result<T, Failure> {
+    /// The result that an outcome stands for, which is about to be handed over: it is counted here. What a result's own
+    /// `Deserialize` does may panic, and harms nobody.
+    pub(crate) fn result<T>(self, decode: Decode<T>, outcome: Outcome<'_>) -> Result<T, Failure> {
+        // A panic has been reported by the panic hook.
+        let result = catch_unwind(AssertUnwindSafe(|| decode(self, outcome)));
+        let result = result.unwrap_or_else(|_| Err(lost()));
         if result.is_err() {
             self.home.failed.fetch_add(1, Ordering::Relaxed);
         }
@@ -68,21 +80,47 @@ impl Called<'_> {
     }
 }
 
+/// What somebody is told whose job was lost, by a fault of ours.
+pub(crate) fn lost() -> Failure {
+    let message = "a job was lost".to_string();
+    InternalError { message }.into()
+}
+
 /// Somebody who waits for a job, and is told when it is lost.
 #[derive(Default)]
-pub(crate) struct End(Option<Arc<dyn Ending>>);
+pub(crate) struct End {
+    ending: Option<Arc<dyn Ending>>,
+    number: u32,
+}
 
 impl End {
+    /// `ending` waits for no other job.
     pub(crate) fn new(ending: Arc<dyn Ending>) -> End {
-        End(Some(ending))
+        End::numbered(ending, 0)
+    }
+
+    /// `ending` knows the job by this number.
+    pub(crate) fn numbered(ending: Arc<dyn Ending>, number: u32) -> End {
+        End {
+            ending: Some(ending),
+            number,
+        }
+    }
+
+    /// It in its two parts, which are shorter apart.
+    pub(super) fn into_parts(mut self) -> (Option<Arc<dyn Ending>>, u32) {
+        (self.ending.take(), self.number)
+    }
+
+    pub(super) fn from_parts(ending: Option<Arc<dyn Ending>>, number: u32) -> End {
+        End { ending, number }
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        if let Some(ending) = self.0.take() {
-            ending.lost();
-            ending.hand_over(On::Any);
+        if let Some(ending) = self.ending.take() {
+            ending.lost(self.number);
         }
     }
 }
@@ -125,6 +163,11 @@ pub(crate) struct JobKey {
 impl JobKey {
     /// That of a job which was refused: there is none with this number.
     pub(crate) const NONE: JobKey = JobKey { index: 0, id: 0 };
+
+    /// It in one number, which is good as long as its job is not done; see [`Backlog::find`](super::backlog::Backlog::find).
+    pub(crate) fn to_bits(self) -> u64 {
+        u64::from(self.index) << 32 | u64::from(self.id as u32)
+    }
 
     /// Its two numbers, which are shorter apart.
     pub(crate) fn parts(self) -> (u32, u64) {
@@ -187,30 +230,32 @@ impl Job {
         self.packed.let_go();
     }
 
-    /// Ends the job. What user code does in there (a result's `Deserialize`, a waker) may panic and harms nobody.
-    pub(crate) fn finish(self, outcome: Outcome<'_>, home: &Home) {
-        self.finish_on(On::Any, outcome, home);
-    }
-
-    /// Ends a job that was not taken, on the thread that submits it.
-    pub(crate) fn refuse(self, why: Failure, home: &Home) {
-        self.finish_on(On::Submitter, Outcome::Failed(why), home);
-    }
-
-    fn finish_on(mut self, on: On, outcome: Outcome<'_>, home: &Home) {
-        let called = Called {
+    fn called<'a>(&self, home: &'a Home) -> Called<'a> {
+        Called {
             task: self.task,
+            items: self.packed.items(),
             home,
-        };
-        let Some(ending) = self.end.0.take() else {
-            return;
-        };
-        // A panic has been reported by the panic hook.
-        let ended = catch_unwind(AssertUnwindSafe(|| ending.end(outcome, called)));
-        if ended.is_err() {
-            ending.lost();
         }
-        let _ = catch_unwind(AssertUnwindSafe(|| ending.hand_over(on)));
+    }
+
+    /// Ends the job. What user code does in there (a waker) may panic and harms nobody.
+    pub(crate) fn finish(mut self, outcome: Outcome<'_>, home: &Home) {
+        let called = self.called(home);
+        if let Some(ending) = self.end.ending.take() {
+            let number = self.end.number;
+            let _ = catch_unwind(AssertUnwindSafe(|| ending.end(number, outcome, called)));
+        }
+    }
+
+    /// The result of a job that was not taken, for who submits it and says by himself whoever waits.
+    pub(crate) fn refused<T>(
+        mut self,
+        why: Failure,
+        decode: Decode<T>,
+        home: &Home,
+    ) -> Result<T, Failure> {
+        self.end.ending = None;
+        self.called(home).result(decode, Outcome::Failed(why))
     }
 
     /// Ends the job with a failure.

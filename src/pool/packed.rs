@@ -43,8 +43,8 @@ pub(crate) struct Whole {
     /// The buffers that it refers to.
     pub(super) attachments: Vec<Attachment>,
     limits: Limits,
-    /// Whether it is many calls in one.
-    chunk: bool,
+    /// How many calls it is in one, if it is a chunk of them.
+    items: Option<usize>,
 }
 
 impl Default for Packed {
@@ -84,17 +84,17 @@ impl Packed {
             }
             false => frame,
         };
-        Ok(Packed::whole((frame, attachments), limits, false))
+        Ok(Packed::whole((frame, attachments), limits, None))
     }
 
-    /// One from its frame. `chunk`: it is many calls in one.
-    pub(super) fn whole(frame: WithAttachments, limits: Limits, chunk: bool) -> Packed {
+    /// One from its frame. `items`: how many calls it is in one, if it is a chunk of them.
+    pub(super) fn whole(frame: WithAttachments, limits: Limits, items: Option<usize>) -> Packed {
         let (frame, attachments) = frame;
         Packed::Whole(Arc::new(Whole {
             frame,
             attachments,
             limits,
-            chunk,
+            items,
         }))
     }
 
@@ -103,8 +103,16 @@ impl Packed {
         if let Packed::Whole(whole) = self
             && !whole.attachments.is_empty()
         {
-            let limits = whole.limits;
-            *self = Packed::whole((Vec::new(), Vec::new()), limits, false);
+            let (limits, items) = (whole.limits, whole.items);
+            *self = Packed::whole((Vec::new(), Vec::new()), limits, items);
+        }
+    }
+
+    /// Of how many items it is a chunk; 1 for a plain call.
+    pub(super) fn items(&self) -> usize {
+        match self {
+            Packed::Few { .. } => 1,
+            Packed::Whole(whole) => whole.items.unwrap_or(1),
         }
     }
 
@@ -132,7 +140,7 @@ impl Packed {
             Packed::Few { .. } => true,
             Packed::Whole(whole) => {
                 let is_plain = whole.attachments.is_empty() && whole.limits == Limits::default();
-                !whole.chunk && is_plain && whole.frame.len() <= SMALL
+                whole.items.is_none() && is_plain && whole.frame.len() <= SMALL
             }
         }
     }
@@ -197,7 +205,7 @@ impl Whole {
             frame,
             attachments: Vec::new(),
             limits: Limits::default(),
-            chunk: false,
+            items: None,
         }
     }
 }
@@ -252,6 +260,6 @@ mod tests {
         assert_eq!(limited.timeout(), limits.timeout);
         assert!(!goes(limited));
         let frame = (frame_of("t", 100).1, Vec::new());
-        assert!(!goes(Packed::whole(frame, Limits::default(), true)));
+        assert!(!goes(Packed::whole(frame, Limits::default(), Some(1))));
     }
 }

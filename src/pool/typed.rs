@@ -7,9 +7,9 @@ use errback_deferred::Failure;
 
 use parking_lot::Mutex;
 
-use super::job::{Called, End, Ending, Home, Job, Outcome};
+use super::job::{Called, Decode, End, Ending, Home, Job, Outcome};
 use super::packed::Packed;
-use super::{Pool, Settings, Submitted};
+use super::{Pool, Refused, Settings, Submitted};
 use crate::error::{
     EncodeError, JobPanicked, NotSerialisable, ProtocolError, RemoteError, UnknownTask,
 };
@@ -25,32 +25,26 @@ impl<T, S: FnOnce(Result<T, Failure>) + Send + 'static> Sink<T> for S {}
 pub(crate) struct Encoded<T> {
     task: &'static str,
     packed: Packed,
-    /// Of how many items it is a chunk.
-    items: Option<usize>,
     decode: Decode<T>,
 }
-
-/// The result that an outcome stands for. Of a chunk it is told how many items there are.
-pub(crate) type Decode<T> = fn(Called<'_>, usize, Outcome<'_>) -> Result<T, Failure>;
 
 /// Who waits for a job's result with a closure.
 struct Told<T, S> {
     decode: Decode<T>,
-    items: usize,
     /// `None`: it was told.
     sink: Mutex<Option<S>>,
 }
 
 impl<T: 'static, S: Sink<T>> Ending for Told<T, S> {
-    fn end(&self, outcome: Outcome<'_>, called: Called<'_>) {
-        let result = called.note((self.decode)(called, self.items, outcome));
+    fn end(&self, _: u32, outcome: Outcome<'_>, called: Called<'_>) {
+        let result = called.result(self.decode, outcome);
         let sink = self.sink.lock().take();
         if let Some(sink) = sink {
             sink(result);
         }
     }
 
-    fn lost(&self) {
+    fn lost(&self, _: u32) {
         // Dropped without having been told, it says that.
         let sink = self.sink.lock().take();
         drop(sink);
@@ -62,7 +56,6 @@ impl<T: 'static> Encoded<T> {
     fn job(self, sink: impl Sink<T>) -> Job {
         let told = Told {
             decode: self.decode,
-            items: self.items.unwrap_or(1),
             sink: Mutex::new(Some(sink)),
         };
         Job::new(self.task, self.packed, End::new(Arc::new(told)))
@@ -82,7 +75,7 @@ impl<T: 'static> Encoded<T> {
 impl<T> Encoded<T> {
     /// Of how many items it is.
     pub(crate) fn items(&self) -> usize {
-        self.items.unwrap_or(1)
+        self.packed.items()
     }
 }
 
@@ -107,8 +100,7 @@ impl Pool {
         Ok(Encoded {
             task: name,
             packed: Packed::call(name, args, limits, max_frame, share_from)?,
-            items: None,
-            decode: |called, _, outcome| decode::<F>(called, outcome),
+            decode: decode::<F>,
         })
     }
 
@@ -128,31 +120,36 @@ impl Pool {
         let frame = wire::encode_chunk_sharing(0, name, chunk, max_frame, share_from)?;
         Ok(Encoded {
             task: name,
-            packed: Packed::whole(frame, task.limits(), true),
-            items: Some(chunk.len()),
+            packed: Packed::whole(frame, task.limits(), Some(chunk.len())),
             decode: decode_chunk::<F>,
         })
     }
 
     /// Submits a call, whose result goes to `sink`; one that is refused fails right here.
-    pub(crate) fn submit<T: 'static>(
-        &self,
-        call: Encoded<T>,
-        sink: impl Sink<T>,
-    ) -> Option<Submitted> {
-        self.submit_job(call.job(sink))
+    pub(crate) fn submit<T: 'static>(&self, call: Encoded<T>, sink: impl Sink<T>) {
+        self.submit_job(call.job(sink));
     }
 
     /// Submits a job; one that is refused fails right here.
     pub(crate) fn submit_job(&self, job: Job) -> Option<Submitted> {
-        let shared = self.shared();
-        match shared.submit(job) {
-            Ok(job) => Some(job),
-            Err(refused) => {
-                refused.job.refuse(refused.why, &shared.home);
-                None
-            }
-        }
+        let refused = match self.try_submit(job) {
+            Ok(job) => return Some(job),
+            Err(refused) => *refused,
+        };
+        refused.job.fail(refused.why, &self.shared().home);
+        None
+    }
+
+    /// Submits a job, or gives it back.
+    pub(crate) fn try_submit(&self, job: Job) -> Result<Submitted, Box<Refused>> {
+        self.shared().submit(job)
+    }
+}
+
+impl Refused {
+    /// The result of the call, for who submits it and tells whoever waits by himself.
+    pub(crate) fn result<T>(self, decode: Decode<T>, pool: &Pool) -> Result<T, Failure> {
+        self.job.refused(self.why, decode, &pool.shared().home)
     }
 }
 
@@ -184,7 +181,11 @@ impl Initializer {
         let task = self.task;
         match outcome {
             wire::Outcome::Value(_) => None,
-            wire::Outcome::Error(body) => Some((self.failure)(Called { task, home }, body)),
+            wire::Outcome::Error(body) => {
+                let items = 1;
+                let called = Called { task, items, home };
+                Some((self.failure)(called, body))
+            }
         }
     }
 }
@@ -205,29 +206,20 @@ fn decode<F: Task>(called: Called<'_>, outcome: Outcome<'_>) -> Result<F::Output
 }
 
 /// The results that the outcome of a chunk stands for: its own failure is that of each item.
-fn decode_chunk<F: Task>(
-    called: Called<'_>,
-    items: usize,
-    outcome: Outcome<'_>,
-) -> Result<Results<F>, Failure> {
+fn decode_chunk<F: Task>(called: Called<'_>, outcome: Outcome<'_>) -> Result<Results<F>, Failure> {
     let whole = match outcome {
-        Outcome::Answer(wire::Outcome::Value(bytes)) => {
-            match decode_items::<F>(called, items, bytes) {
-                Ok(results) => return Ok(results),
-                Err(error) => error.into(),
-            }
-        }
+        Outcome::Answer(wire::Outcome::Value(bytes)) => match decode_items::<F>(called, bytes) {
+            Ok(results) => return Ok(results),
+            Err(error) => error.into(),
+        },
         Outcome::Answer(wire::Outcome::Error(body)) => decode_failure::<F>(called, body),
         Outcome::Failed(failure) => failure,
     };
-    Ok((0..items).map(|_| Err(whole.clone())).collect())
+    Ok((0..called.items).map(|_| Err(whole.clone())).collect())
 }
 
-fn decode_items<F: Task>(
-    called: Called<'_>,
-    items: usize,
-    bytes: &[u8],
-) -> Result<Results<F>, ProtocolError> {
+fn decode_items<F: Task>(called: Called<'_>, bytes: &[u8]) -> Result<Results<F>, ProtocolError> {
+    let items = called.items;
     let outcomes = wire::ChunkResults::parse(bytes, items)?;
     // As many as were asked for, and none has less than a byte.
     let mut results: Results<F> = Vec::with_capacity(items.min(bytes.len()));
