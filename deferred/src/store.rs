@@ -22,6 +22,7 @@ use std::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::thread::LocalKey;
+use std::time::{Duration, Instant};
 
 type Word = MaybeUninit<usize>;
 
@@ -1095,7 +1096,7 @@ unsafe fn give_back_piece(pieces: &'static LocalKey<Chunks>, layout: Layout, pie
 /// Memory for values of one layout, of which a thread may have millions: chunks of many pieces.
 ///
 /// An allocator that knows nothing of what it is asked for spends more time on a million pieces than it takes to use them, and
-/// a word for each. And a chunk can have huge pages, which cost a fifth of what small ones cost to touch first.
+/// a word for each. And a chunk can have a huge page, which costs a fifth of what small ones cost to touch first, if it is at hand.
 ///
 /// What must hold: a chunk lives as long as one of its pieces is in use, or as it is in one of the lists; it is in the list of
 /// those with room if and only if it has some and is not empty, or was the only one there when it became so.
@@ -1109,6 +1110,8 @@ pub(crate) struct Chunks {
     kept: Cell<u32>,
     /// How many chunks there are in all.
     chunks: Cell<u32>,
+    /// So many new ones get small pages before one is tried with a huge page again.
+    small: Cell<u32>,
 }
 
 /// So many empty chunks are kept by a thread: 8 MiB.
@@ -1150,6 +1153,7 @@ impl Chunks {
             empty: Cell::new(None),
             kept: Cell::new(0),
             chunks: Cell::new(0),
+            small: Cell::new(0),
         }
     }
 
@@ -1192,24 +1196,34 @@ impl Chunks {
             Some(chunk) => {
                 self.empty.set(chunk.next.get());
                 self.kept.set(self.kept.get() - 1);
+                // SAFETY: it is the memory of a chunk of which nothing is in use.
+                unsafe { chunk.begin(self.layout) }
                 chunk
             }
             None => self.fresh(),
         };
-        // SAFETY: it is the memory of a chunk of which nothing is in use.
-        unsafe { chunk.begin(self.layout) }
         self.insert(chunk);
         chunk
     }
 
-    /// The memory of a chunk; with huge pages, where there are any, if it is not the thread's first.
+    /// A chunk in new memory; in a huge page, where those pay, if it is not the thread's first.
     fn fresh(&self) -> ChunkRef {
         let memory = fresh(CHUNK_LAYOUT);
-        if self.chunks.get() > 0 {
-            want_huge_pages(memory);
+        let chunk = ChunkRef(memory.cast());
+        // SAFETY: that memory is nobody else's. This touches it first.
+        let begin = || unsafe { chunk.begin(self.layout) };
+        let small = self.small.get();
+        if small > 0 || self.chunks.get() == 0 {
+            self.small.set(small.saturating_sub(1));
+            begin();
+        } else {
+            want_huge_page(memory);
+            let begun = Instant::now();
+            begin();
+            self.small.set(small_pages_after(begun.elapsed()));
         }
         self.chunks.set(self.chunks.get() + 1);
-        ChunkRef(memory.cast())
+        chunk
     }
 
     /// # Safety
@@ -1250,8 +1264,17 @@ impl Chunks {
     }
 }
 
-/// Asks for huge pages for a chunk's memory. Without them it works as well.
-fn want_huge_pages(memory: NonNull<u8>) {
+/// How many chunks get small pages when a huge one took so long to touch.
+///
+/// A virtual machine may have given the memory that it does not use back to its host, which happens in huge pages ("free page
+/// reporting"), and then has to get one from there: it takes 4.4 ms where 512 small ones take 0.75, and one at hand 0.17.
+fn small_pages_after(touch: Duration) -> u32 {
+    const LONG: Duration = Duration::from_millis(1);
+    if touch < LONG { 0 } else { 63 }
+}
+
+/// Asks for a huge page for a chunk's memory. Without one it works as well.
+fn want_huge_page(memory: NonNull<u8>) {
     #[cfg(target_os = "linux")]
     // SAFETY: this advice changes nothing of what is in that memory, nor in what lies in the same pages.
     let _ = unsafe {
