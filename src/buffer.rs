@@ -55,8 +55,8 @@ use travel::{Element, Reference};
 /// To serde it is a byte string, as `serde_bytes` writes it, in any format.
 ///
 /// # What a worker can see
-/// The memory of a large one is kept when it is gone, and used for the next. A worker that was shown it can go on reading
-/// there. Workers that must not see each other's data, because one of them may be taken over by what it decodes, belong into
+/// The memory of a large one, or of another long byte string, is kept when that is gone, and used for the next. A worker that
+/// was shown it can go on reading there. Workers that must not see each other's data, because one of them may be taken over by what it decodes, belong into
 /// a pool with [`shared_buffers(None)`](crate::Builder::shared_buffers).
 ///
 /// # Forks

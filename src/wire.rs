@@ -391,28 +391,39 @@ fn whole_value<T: DeserializeOwned + 'static>(value: &[u8]) -> Result<T, DecodeE
         if let Some(wanted) = bytes_as(block) {
             return Ok(wanted);
         }
-    } else if let Some((_, buffer)) = travel::received_value(value)
-        && let Some(wanted) = bytes_as(&buffer)
+    } else if TypeId::of::<T>() == TypeId::of::<Vec<u8>>()
+        && let Some((_, buffer)) = travel::received_value(value)
     {
-        return Ok(wanted);
+        if !travel::may_copy(buffer.len()) {
+            return Err(travel::too_many_copies());
+        }
+        if let Some(wanted) = bytes_as(&buffer) {
+            travel::note_copied(buffer.len());
+            return Ok(wanted);
+        }
     }
-    match travel::expanded(value, Which::Copies, MAX_FRAME) {
-        Some(bytes) => without_copies(&bytes?),
-        None => without_copies(value),
-    }
-}
-
-/// The same of a value all of whose references are to buffers.
-fn without_copies<T: DeserializeOwned>(value: &[u8]) -> Result<T, DecodeError> {
-    let result = deserialized(value);
+    let result = match expanded(value, Which::Copies) {
+        Some(result) => result,
+        None => deserialized(value),
+    };
     if result.is_ok() {
         return result;
     }
-    // It may be for the references, which only buffers know.
-    match travel::expanded(value, Which::All, MAX_FRAME) {
-        Some(bytes) => deserialized(&bytes?),
-        None => result,
+    // It may be for the other references, which only buffers know.
+    expanded(value, Which::All).unwrap_or(result)
+}
+
+/// What a value stands for with bytes in the places of its references; `None`: it has none of these.
+fn expanded<T: DeserializeOwned>(value: &[u8], which: Which) -> Option<Result<T, DecodeError>> {
+    let bytes = match travel::expanded(value, which)? {
+        Ok(bytes) => bytes,
+        Err(error) => return Some(Err(error)),
+    };
+    let result = deserialized(&bytes);
+    if result.is_ok() {
+        travel::note_copied(bytes.len().saturating_sub(value.len()));
     }
+    Some(result)
 }
 
 /// Bytes as a vector of them, if `T` is that.

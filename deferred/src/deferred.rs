@@ -152,7 +152,8 @@ impl<T: 'static> Deferred<T> {
 
     /// Has `from` called with `number` when this Deferred is cancelled before it has fired: for those who keep the work in
     /// a queue, under numbers, and can take it back. Unlike a canceller it allocates nothing. It is called at most once,
-    /// before a canceller, and may fire the Deferred; if it does not, the cancel goes on as without it.
+    /// before a canceller, and may fire the Deferred; if it does not, the cancel goes on as without it. It takes the place of an
+    /// earlier one, and of a [`set_cancel_request`](Self::set_cancel_request), which the Deferreds of jobs have.
     ///
     /// ```
     /// use errback_deferred::{CancelledError, Deferred};
@@ -176,7 +177,8 @@ impl<T: 'static> Deferred<T> {
 
     /// Has `to` called with `number` at each cancel of this Deferred before it has fired, in the place of firing it: as
     /// [`with_cancel_request`](Self::with_cancel_request), for those who do much work under numbers. It allocates nothing,
-    /// and takes the place of a [`set_take_back`](Self::set_take_back).
+    /// and takes the place of an earlier one and of a [`set_take_back`](Self::set_take_back). A canceller that the Deferred was
+    /// made with is not called as long as its resolver is there.
     ///
     /// ```
     /// use errback_deferred::{CancelledError, Deferred, Failure};

@@ -15,7 +15,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 use super::Buffer;
 use super::arena::Lease;
-use crate::wire::{DecodeError, EncodeError, HEADER, references_in};
+use crate::wire::{DecodeError, EncodeError, HEADER, MAX_FRAME, references_in};
 
 /// The type of the extension value.
 pub(crate) const EXTENSION: u8 = 0x45;
@@ -84,11 +84,12 @@ pub(crate) struct Attachment {
     pub(crate) at: usize,
     pub(crate) lease: Arc<Lease>,
     reference: Reference,
+    kind: u8,
 }
 
 impl Attachment {
-    /// `None`: no arena is to be had.
-    pub(crate) fn new(at: usize, buffer: &Buffer) -> Option<Attachment> {
+    /// `kind`: the type of the reference. `None`: no arena is to be had.
+    pub(crate) fn new(at: usize, buffer: &Buffer, kind: u8) -> Option<Attachment> {
         let (lease, start) = buffer.in_arena()?;
         let reference = Reference {
             arena: lease.number(),
@@ -99,11 +100,20 @@ impl Attachment {
             at,
             lease,
             reference,
+            kind,
         })
     }
 
-    pub(crate) fn value(&self, kind: u8) -> [u8; VALUE] {
-        self.reference.value(kind)
+    pub(crate) fn value(&self) -> [u8; VALUE] {
+        self.reference.value(self.kind)
+    }
+
+    /// How many bytes whoever reads it makes a copy of.
+    pub(crate) fn to_copy(&self) -> usize {
+        match self.kind {
+            COPY => self.reference.length as usize,
+            _ => 0,
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -176,6 +186,8 @@ thread_local! {
     static OFFERED: RefCell<Option<Buffer>> = const { RefCell::new(None) };
     /// The buffers that the message refers to which is being decoded.
     static RECEIVED: RefCell<Received> = const { RefCell::new(Vec::new()) };
+    /// How many of their bytes its values have copies of by now: a message may refer to the same ones again and again.
+    static COPIED: Cell<usize> = const { Cell::new(0) };
     /// Whether one of them was kept as it is.
     static KEPT: Cell<bool> = const { Cell::new(false) };
 }
@@ -210,16 +222,29 @@ pub(crate) fn with_received<T>(buffers: Received, decode: impl FnOnce() -> T) ->
         return decode();
     }
     /// Puts back what was there, also when a panic comes through.
-    struct Before(Received);
+    struct Before(Received, usize);
     impl Drop for Before {
         fn drop(&mut self) {
             let before = std::mem::take(&mut self.0);
+            let _ = COPIED.try_with(|copied| copied.set(self.1));
             // Dropped outside of the borrow: the end of a buffer may run somebody's code.
             drop(RECEIVED.try_with(|received| received.replace(before)));
         }
     }
-    let _before = Before(RECEIVED.replace(buffers));
+    let _before = Before(RECEIVED.replace(buffers), COPIED.replace(0));
     decode()
+}
+
+/// Whether there is room for so many more bytes, of those that the message which is being decoded refers to, in copies of
+/// them: all together they have the limit of a message, as they could have come in one.
+pub(crate) fn may_copy(more: usize) -> bool {
+    let copied = COPIED.try_with(Cell::get).unwrap_or(0);
+    copied.saturating_add(more) <= MAX_FRAME
+}
+
+/// A value of the message has been made of so many copied bytes.
+pub(crate) fn note_copied(bytes: usize) {
+    let _ = COPIED.try_with(|copied| copied.set(copied.get().saturating_add(bytes)));
 }
 
 /// The buffer that a reference means, in the message that is being decoded.
@@ -273,11 +298,7 @@ pub(crate) enum Which {
 }
 
 /// A value with byte strings in the places of its references. `None`: it has none of these.
-pub(crate) fn expanded(
-    value: &[u8],
-    which: Which,
-    limit: usize,
-) -> Option<Result<Vec<u8>, DecodeError>> {
+pub(crate) fn expanded(value: &[u8], which: Which) -> Option<Result<Vec<u8>, DecodeError>> {
     let is_empty = RECEIVED.try_with(|received| received.borrow().is_empty());
     if is_empty.unwrap_or(true) {
         return None;
@@ -287,8 +308,19 @@ pub(crate) fn expanded(
         .map(|(at, reference)| Some((at, received(reference)?)))
         .collect();
     let pieces = pieces.filter(|pieces| !pieces.is_empty())?;
+    let lengths = pieces.iter().map(|(_, buffer)| buffer.len());
+    if !may_copy(lengths.fold(0, usize::saturating_add)) {
+        return Some(Err(too_many_copies()));
+    }
     let pieces = pieces.iter().map(|(at, buffer)| (*at, &buffer[..]));
-    Some(spliced(value, pieces, limit).map_err(|error| DecodeError::new(error.to_string())))
+    let expanded = spliced(value, pieces, usize::MAX);
+    Some(expanded.map_err(|error| DecodeError::new(error.to_string())))
+}
+
+pub(crate) fn too_many_copies() -> DecodeError {
+    DecodeError::new(format!(
+        "more than {MAX_FRAME} bytes in shared memory, in copies of them"
+    ))
 }
 
 /// A part of something that looks like an array of bytes.
@@ -421,7 +453,7 @@ mod tests {
     }
 
     /// Bytes by way of `serialize_bytes`, and back by whichever of the two ways.
-    #[derive(Debug, PartialEq)]
+    #[derive(Debug, PartialEq, Clone)]
     struct Bytes<const OWNED: bool>(Vec<u8>);
 
     impl<const OWNED: bool> serde::Serialize for Bytes<OWNED> {
@@ -560,10 +592,30 @@ mod tests {
         }
         with_received(vec![(reference, zeros)], || {
             let error = decode_value::<Vec<Bytes<true>>>(&message).expect_err("too much");
-            assert!(error.to_string().contains("frame"), "{error}");
+            assert!(error.to_string().contains("copies"), "{error}");
             // Where nothing is copied, nothing is too much.
             let five: Vec<Buffer> = decode_value(&message).expect("buffers");
             assert_eq!(five.len(), 5);
+            // Nor does it when the message has many values, each of which is short enough.
+            let one = reference.value(COPY);
+            let read = (0..5).map(|_| decode_value::<Vec<u8>>(&one).is_ok());
+            assert_eq!(read.filter(|it| *it).count(), 4);
+            assert!(decode_value::<Bytes<true>>(&one).is_err());
+            assert!(decode_value::<Buffer>(&one).is_ok());
         });
+    }
+
+    #[test]
+    fn long_byte_strings_have_the_limit_of_a_message_all_together() {
+        let limit = 4 * COPY_FROM + 1000;
+        let call = |strings: usize| {
+            let args = (vec![Bytes::<true>(vec![6; COPY_FROM]); strings],);
+            encode_call_sharing(1, "t", &args, limit, Some(4096)).map(|(frame, _)| frame.len())
+        };
+        assert!(call(4).expect("a call") < 1000);
+        let Err(EncodeError::TooLarge { at_least, .. }) = call(5) else {
+            panic!("it is too large");
+        };
+        assert!(at_least > 5 * COPY_FROM);
     }
 }

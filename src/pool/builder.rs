@@ -287,7 +287,7 @@ impl Builder {
     }
 
     /// The largest call or answer, in bytes. Default: 1 GiB, which is also the most that the default workers take. What
-    /// [buffers](crate::Buffer) share does not count.
+    /// [buffers](crate::Buffer) share does not count; other byte strings do, wherever they travel.
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max_message = bytes.max(wire::MIN_FRAME);
         self
@@ -295,10 +295,11 @@ impl Builder {
 
     /// From how many bytes on a [`Buffer`](crate::Buffer) lies in memory that host and worker share, and only a reference to
     /// it travels; `None`: never, its bytes are part of the message. Below some ten thousand bytes that is quicker.
-    /// Default: 65,536; less than 4,096 means 4,096.
+    /// Default: 65,536; less than 4,096 means 4,096. Byte strings of other types (a `Vec<u8>`, `serde_bytes`) travel the same
+    /// way, and are copied out of that memory, if they have as many and 262,144 at least.
     ///
-    /// A worker can go on reading in memory that it was shown once, also when it has come to hold another job's data; see
-    /// [`Buffer`](crate::Buffer).
+    /// A worker can go on reading in memory that it was shown once, also when it has come to hold another job's data, a buffer
+    /// or another byte string; see [`Buffer`](crate::Buffer).
     pub fn shared_buffers(mut self, from: Option<usize>) -> Self {
         const LEAST: usize = 4096;
         self.share_from = from.map(|bytes| bytes.max(LEAST));

@@ -17,7 +17,7 @@ use serde::de::{
     VariantAccess, Visitor,
 };
 
-use super::{MAX_DEPTH, MAX_FRAME};
+use super::MAX_DEPTH;
 use crate::buffer::{Buffer, travel};
 use crate::hook::memory::roomy_vector;
 
@@ -34,7 +34,13 @@ pub(super) fn first_value<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Option<
     };
     let value = T::deserialize(&mut reader).ok()?;
     let is_whole = reader.rest.len() < bytes.len() && reader.open_variants == 0;
-    (is_whole && !reader.declined).then_some((value, reader.rest))
+    if !is_whole || reader.declined {
+        return None;
+    }
+    if reader.copied > 0 {
+        travel::note_copied(reader.copied);
+    }
+    Some((value, reader.rest))
 }
 
 /// As what a visitor takes a byte string.
@@ -63,7 +69,7 @@ struct Reader<'de> {
     depth: usize,
     /// Variants whose name has been read, and what they hold has not.
     open_variants: usize,
-    /// How many bytes that the message refers to have been copied. It may refer to the same ones again and again.
+    /// How many bytes that the message refers to have been copied for this value.
     copied: usize,
     /// What comes next may be a [`Buffer`], which keeps such bytes as they are when it sees them.
     keeps: bool,
@@ -264,7 +270,8 @@ impl<'de> Reader<'de> {
         let Some((kind, buffer)) = value.and_then(travel::received_value) else {
             return self.decline();
         };
-        if self.copied.saturating_add(buffer.len()) > MAX_FRAME && !self.keeps {
+        let copies = self.copied.saturating_add(buffer.len());
+        if !travel::may_copy(copies) && !self.keeps {
             return self.decline();
         }
         travel::was_kept();
@@ -279,8 +286,8 @@ impl<'de> Reader<'de> {
             Bytes::Any => return self.decline(),
         };
         if !travel::was_kept() {
-            self.copied = self.copied.saturating_add(buffer.len());
-            if self.copied > MAX_FRAME {
+            self.copied = copies;
+            if !travel::may_copy(copies) {
                 return self.decline();
             }
         }

@@ -671,10 +671,10 @@ impl Encoder {
     }
 
     fn attach(&mut self, buffer: &Buffer, kind: u8) -> Result<bool, EncodeError> {
-        let Some(attachment) = Attachment::new(self.bytes.len(), buffer) else {
+        let Some(attachment) = Attachment::new(self.bytes.len(), buffer, kind) else {
             return Ok(false);
         };
-        self.raw(&attachment.value(kind))?;
+        self.raw(&attachment.value())?;
         self.attachments.push(attachment);
         Ok(true)
     }
@@ -684,8 +684,10 @@ impl Encoder {
         if length < travel::COPY_FROM || !self.shares(length) {
             return Ok(false);
         }
-        // Its own limit is that of a message all the same: it does not depend on what memory there is.
-        self.fits(length).map(|()| true)
+        // Together they have the limit of a message all the same: it does not depend on what memory there is.
+        let copied = self.attachments.iter().map(Attachment::to_copy);
+        self.fits(copied.fold(length, usize::saturating_add))
+            .map(|()| true)
     }
 
     /// Puts bytes there, as `fill` writes them.
