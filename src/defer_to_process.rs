@@ -1,7 +1,7 @@
 //! The call: `defer_to_process(&reactor, task, (arguments,))`, and hops 1 and 8 of a job's life.
 //!
 //! 1. Here and in `defer_to_process/desk.rs`, on the loop's thread: the arguments become bytes, a Deferred and a job are made.
-//! 2. `Shared::submit` (in `pool.rs`): into the backlog.
+//! 2. `Shared::submit` (in `pool/asked.rs`): into the backlog.
 //! 3. to 6. A waiter thread (`pool/waiter.rs`), the worker (`worker.rs`), and the waiter again.
 //! 7. `desk.rs` again: `call_from_thread` wakes the loop, once for all answers that are there by then.
 //! 8. The Deferred fires, on the loop's thread.

@@ -398,7 +398,8 @@ fn whole_value<T: DeserializeOwned + 'static>(value: &[u8]) -> Result<T, DecodeE
             return Err(travel::too_many_copies());
         }
         if let Some(wanted) = bytes_as(&buffer) {
-            travel::note_copied(buffer.len());
+            travel::note_made(buffer.len());
+            travel::note_kept(buffer.len());
             return Ok(wanted);
         }
     }
@@ -415,13 +416,13 @@ fn whole_value<T: DeserializeOwned + 'static>(value: &[u8]) -> Result<T, DecodeE
 
 /// What a value stands for with bytes in the places of its references; `None`: it has none of these.
 fn expanded<T: DeserializeOwned>(value: &[u8], which: Which) -> Option<Result<T, DecodeError>> {
-    let bytes = match travel::expanded(value, which)? {
-        Ok(bytes) => bytes,
+    let (bytes, copied) = match travel::expanded(value, which)? {
+        Ok(expanded) => expanded,
         Err(error) => return Some(Err(error)),
     };
     let result = deserialized(&bytes);
     if result.is_ok() {
-        travel::note_copied(bytes.len().saturating_sub(value.len()));
+        travel::note_kept(copied);
     }
     Some(result)
 }

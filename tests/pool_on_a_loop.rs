@@ -10,7 +10,7 @@ use errback::{
     CancelledError, EncodeError, Failure, JobPanicked, Pool, PoolClosed, Reactor, ReactorCore,
     WorkerDied, defer_to_process, defer_to_process_pool, map_to_process, process_pool,
 };
-use errback_deferred::{Deferred, gather_results};
+use errback_deferred::{Deferred, LoopGone, gather_results};
 
 #[errback::task]
 fn add(a: i64, b: i64) -> i64 {
@@ -154,6 +154,52 @@ fn results_for_a_loop_that_is_dropped_unrun_are_let_go_of() {
     drop(reactor);
     assert_eq!(way_home.strong_count(), 0);
     drop(jobs);
+}
+
+#[test]
+fn a_loop_that_stops_does_not_wait_for_endless_jobs_that_are_submitted_again() {
+    type Again = Rc<RefCell<Option<Box<dyn Fn()>>>>;
+    let reactor = reactor();
+    let pool = Pool::builder().size(2).build().expect("a pool");
+    let (again, ends): (Again, Ends) = Default::default();
+    let (on, to, next, noted) = (
+        reactor.clone(),
+        pool.clone(),
+        Rc::downgrade(&again),
+        Rc::clone(&ends),
+    );
+    *again.borrow_mut() = Some(Box::new(move || {
+        let (next, noted) = (next.clone(), Rc::clone(&noted));
+        defer_to_process_pool(&on, &to, spin, ())
+            .add_errback(move |failure| {
+                let is_cancelled = failure.is::<CancelledError>();
+                noted.borrow_mut().push(Err(failure));
+                if is_cancelled
+                    && let Some(next) = next.upgrade()
+                    && let Some(next) = &*next.borrow()
+                {
+                    next();
+                }
+            })
+            .log_failure();
+    }));
+    let (begin, stop) = (Rc::clone(&again), reactor.clone());
+    reactor.call_when_running(move || {
+        for _ in 0..2 {
+            begin.borrow().as_ref().expect("it is set")();
+        }
+        stop.stop().expect("it runs");
+    });
+    reactor.run().expect("it ends");
+    let ends = ends.borrow();
+    let ended = |is: fn(&Failure) -> bool| {
+        ends.iter()
+            .flat_map(|it| it.as_ref().err())
+            .filter(|it| is(it))
+            .count()
+    };
+    assert_eq!(ended(|it| it.is::<CancelledError>()), 2);
+    assert_eq!(ended(|it| it.is::<LoopGone>()), 2);
 }
 
 #[test]

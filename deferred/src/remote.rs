@@ -57,8 +57,9 @@ impl<T> Table<T> {
 
 /// Resolvers of one type that lie on their thread, for others to refer to by numbers.
 ///
-/// For event loops and pools that have much out at a time: what travels is four bytes, and a [`ParkedResolver`] for each is
-/// not needed. Resolvers that are in it when it is dropped are dropped, and fail their Deferreds.
+/// For event loops and pools that have much out at a time and a place of their own for it: what travels is a plain number,
+/// which needs no type. (A [`ParkedResolver`] lies with its thread, and is lost when it is dropped.) Resolvers that are in the
+/// table when it is dropped are dropped, and fail their Deferreds.
 ///
 /// ```
 /// use errback_deferred::{Deferred, ResolverTable};
@@ -83,6 +84,9 @@ impl<T: 'static> ResolverTable<T> {
     }
 
     /// Puts a resolver there; its number, which may be that of one that has been taken.
+    ///
+    /// # Panics
+    /// When there are 2^32 of them.
     pub fn put(&mut self, resolver: Resolver<T>) -> u32 {
         self.table.put(resolver)
     }

@@ -1213,7 +1213,7 @@ impl Chunks {
         // SAFETY: that memory is nobody else's. This touches it first.
         let begin = || unsafe { chunk.begin(self.layout) };
         let small = self.small.get();
-        if small > 0 || self.chunks.get() == 0 {
+        if small > 0 || self.chunks.get() == 0 || !cfg!(target_os = "linux") {
             self.small.set(small.saturating_sub(1));
             begin();
         } else {

@@ -61,7 +61,7 @@ pub(crate) fn of_payload(options: &Options) -> Done {
     /// What a frame has besides.
     const BESIDES: usize = 64;
     let (pool, _) = warm_pool(options)?;
-    let largest = options.largest(1 << 30);
+    let largest = options.max.unwrap_or(options.largest(1 << 30));
     let curves = Rc::new(RefCell::new(vec![
         Curve::new("bytes, there and back"),
         Curve::new("the same in a Buffer"),

@@ -17,7 +17,7 @@ beside_peers [--part NAME,…] [options]       (no part: a table of the most imp
   --no-batching   the pool sends each job by itself
   --one-core      everything on core 0, workers included; the figures' name gets the ending _samecore
   --quick         fewer rounds, and nothing that takes long
-  --max BYTES     the largest payload (default: 512 MiB)
+  --max BYTES     the largest payload (default: 512 MiB, and 1 GiB for growth)
   --plots DIR     where growth is drawn, as SVG";
 
 /// How many workers the pools have, as those of the peers.
@@ -30,7 +30,7 @@ pub(crate) struct Options {
     pub(crate) batching: bool,
     pub(crate) one_core: bool,
     pub(crate) quick: bool,
-    pub(crate) max: usize,
+    pub(crate) max: Option<usize>,
     pub(crate) plots: Option<String>,
 }
 
@@ -45,7 +45,7 @@ impl Options {
             batching: true,
             one_core: false,
             quick: false,
-            max: 1 << 29,
+            max: None,
             plots: None,
         };
         while let Some(argument) = arguments.next() {
@@ -56,7 +56,7 @@ impl Options {
                 "--no-batching" => options.batching = false,
                 "--one-core" => options.one_core = true,
                 "--quick" => options.quick = true,
-                "--max" => options.max = value()?.parse().map_err(|_| USAGE)?,
+                "--max" => options.max = Some(value()?.parse().map_err(|_| USAGE)?),
                 "--plots" => options.plots = Some(value()?),
                 _ => return Err(USAGE),
             }
@@ -78,8 +78,14 @@ impl Options {
 
     /// The arguments that say the same, but for the parts.
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let mut arguments = vec!["--max".to_owned(), self.max.to_string()];
-        for (option, value) in [("--name", &self.name), ("--plots", &self.plots)] {
+        let mut arguments = Vec::new();
+        let max = self.max.map(|bytes| bytes.to_string());
+        let valued = [
+            ("--max", &max),
+            ("--name", &self.name),
+            ("--plots", &self.plots),
+        ];
+        for (option, value) in valued {
             arguments.extend(
                 value
                     .iter()

@@ -28,10 +28,10 @@ pub(crate) fn payload(options: &Options) -> Done {
     let buffers = options.row("D", "_Buffer");
     let in_place = options.row("D", "_Buffer_in_place");
     let list = options.row("D", "_plain_Vec_u8");
-    let largest = match options.quick {
-        true => options.max.min(1 << 26),
-        false => options.max,
-    };
+    let largest = options.max.unwrap_or(match options.quick {
+        true => 1 << 26,
+        false => 1 << 29,
+    });
     let patience = Duration::from_millis(if options.quick { 200 } else { 1500 });
     on_a_reactor(move |reactor| async move {
         for (tag, size) in SIZES.into_iter().filter(|(_, size)| *size <= largest) {

@@ -186,10 +186,35 @@ thread_local! {
     static OFFERED: RefCell<Option<Buffer>> = const { RefCell::new(None) };
     /// The buffers that the message refers to which is being decoded.
     static RECEIVED: RefCell<Received> = const { RefCell::new(Vec::new()) };
-    /// How many of their bytes its values have copies of by now: a message may refer to the same ones again and again.
-    static COPIED: Cell<usize> = const { Cell::new(0) };
+    /// The copies that are made of their bytes.
+    static COPIES: Cell<Copies> = const { Cell::new(Copies::within(MAX_FRAME)) };
     /// Whether one of them was kept as it is.
     static KEPT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How many bytes of what a message refers to are copied: it may refer to the same ones again and again.
+#[derive(Clone, Copy)]
+struct Copies {
+    /// All that its values may have copies of together: they could have come in the message. (Or what the longest buffer has,
+    /// which may be longer than a message.)
+    limit: usize,
+    /// What they have copies of by now.
+    kept: usize,
+    /// What has been copied, also for values that could not be made of it, or only in another way.
+    made: usize,
+}
+
+impl Copies {
+    /// A value is tried in three ways at the most.
+    const TRIES: usize = 4;
+
+    const fn within(limit: usize) -> Copies {
+        Copies {
+            limit,
+            kept: 0,
+            made: 0,
+        }
+    }
 }
 
 /// What a message refers to.
@@ -216,35 +241,53 @@ pub(crate) fn offered(bytes: &[u8]) -> Option<Buffer> {
     std::ptr::eq(&*buffer, bytes).then_some(buffer)
 }
 
-/// Decodes, by `decode`, a message that refers to these buffers.
-pub(crate) fn with_received<T>(buffers: Received, decode: impl FnOnce() -> T) -> T {
+/// Decodes, by `decode`, a message that refers to these buffers; `limit` is that of a message.
+pub(crate) fn with_received<T>(buffers: Received, limit: usize, decode: impl FnOnce() -> T) -> T {
     if buffers.is_empty() {
         return decode();
     }
     /// Puts back what was there, also when a panic comes through.
-    struct Before(Received, usize);
+    struct Before(Received, Copies);
     impl Drop for Before {
         fn drop(&mut self) {
             let before = std::mem::take(&mut self.0);
-            let _ = COPIED.try_with(|copied| copied.set(self.1));
+            let _ = COPIES.try_with(|copies| copies.set(self.1));
             // Dropped outside of the borrow: the end of a buffer may run somebody's code.
             drop(RECEIVED.try_with(|received| received.replace(before)));
         }
     }
-    let _before = Before(RECEIVED.replace(buffers), COPIED.replace(0));
+    let longest = buffers.iter().map(|(_, buffer)| buffer.len()).max();
+    let copies = Copies::within(limit.max(longest.unwrap_or(0)));
+    let _before = Before(RECEIVED.replace(buffers), COPIES.replace(copies));
     decode()
 }
 
-/// Whether there is room for so many more bytes, of those that the message which is being decoded refers to, in copies of
-/// them: all together they have the limit of a message, as they could have come in one.
+/// Whether so many more bytes of what the message refers to may be copied, for a value of it.
 pub(crate) fn may_copy(more: usize) -> bool {
-    let copied = COPIED.try_with(Cell::get).unwrap_or(0);
-    copied.saturating_add(more) <= MAX_FRAME
+    let copies = COPIES.try_with(Cell::get);
+    copies.is_ok_and(|copies| {
+        let made_at_most = copies.limit.saturating_mul(Copies::TRIES);
+        copies.kept.saturating_add(more) <= copies.limit
+            && copies.made.saturating_add(more) <= made_at_most
+    })
 }
 
-/// A value of the message has been made of so many copied bytes.
-pub(crate) fn note_copied(bytes: usize) {
-    let _ = COPIED.try_with(|copied| copied.set(copied.get().saturating_add(bytes)));
+/// So many bytes have been copied.
+pub(crate) fn note_made(bytes: usize) {
+    let _ = COPIES.try_with(|copies| {
+        let mut now = copies.get();
+        now.made = now.made.saturating_add(bytes);
+        copies.set(now);
+    });
+}
+
+/// A value has been made of so many copied bytes.
+pub(crate) fn note_kept(bytes: usize) {
+    let _ = COPIES.try_with(|copies| {
+        let mut now = copies.get();
+        now.kept = now.kept.saturating_add(bytes);
+        copies.set(now);
+    });
 }
 
 /// The buffer that a reference means, in the message that is being decoded.
@@ -293,12 +336,15 @@ pub(crate) fn received_value(value: &[u8]) -> Option<(u8, Buffer)> {
 pub(crate) enum Which {
     /// Those that are as good as the bytes: whoever reads them must not see that there was one.
     Copies,
-    /// Those to buffers as well, for a type that is none.
+    /// Those to buffers as well, if there are such, for a type that is none.
     All,
 }
 
-/// A value with byte strings in the places of its references. `None`: it has none of these.
-pub(crate) fn expanded(value: &[u8], which: Which) -> Option<Result<Vec<u8>, DecodeError>> {
+/// A value with byte strings in the places of its references, and how many bytes of those there are. `None`: it has none of these.
+pub(crate) fn expanded(
+    value: &[u8],
+    which: Which,
+) -> Option<Result<(Vec<u8>, usize), DecodeError>> {
     let is_empty = RECEIVED.try_with(|received| received.borrow().is_empty());
     if is_empty.unwrap_or(true) {
         return None;
@@ -307,19 +353,27 @@ pub(crate) fn expanded(value: &[u8], which: Which) -> Option<Result<Vec<u8>, Dec
         .filter(|(at, _)| which == Which::All || value[at + 2] == COPY)
         .map(|(at, reference)| Some((at, received(reference)?)))
         .collect();
-    let pieces = pieces.filter(|pieces| !pieces.is_empty())?;
+    let pieces = pieces.filter(|pieces| match which {
+        Which::Copies => !pieces.is_empty(),
+        Which::All => pieces.iter().any(|(at, _)| value[at + 2] == EXTENSION),
+    })?;
     let lengths = pieces.iter().map(|(_, buffer)| buffer.len());
-    if !may_copy(lengths.fold(0, usize::saturating_add)) {
+    let length = lengths.fold(0, usize::saturating_add);
+    if !may_copy(length) {
         return Some(Err(too_many_copies()));
     }
+    note_made(length);
     let pieces = pieces.iter().map(|(at, buffer)| (*at, &buffer[..]));
     let expanded = spliced(value, pieces, usize::MAX);
-    Some(expanded.map_err(|error| DecodeError::new(error.to_string())))
+    let expanded = expanded.map_err(|error| DecodeError::new(error.to_string()));
+    Some(expanded.map(|bytes| (bytes, length)))
 }
 
 pub(crate) fn too_many_copies() -> DecodeError {
+    let limit = COPIES.try_with(|copies| copies.get().limit);
     DecodeError::new(format!(
-        "more than {MAX_FRAME} bytes in shared memory, in copies of them"
+        "more than {} bytes, the limit of a message, in copies of what lies in shared memory",
+        limit.unwrap_or(MAX_FRAME)
     ))
 }
 
@@ -442,7 +496,7 @@ mod tests {
         let references: Vec<_> = references_in(args).collect();
         assert_eq!(references.len(), attachments.len());
         let received = vec![(references[0].1, buffer)];
-        with_received(received, || {
+        with_received(received, MAX_FRAME, || {
             let (buffers,): (Vec<(u8, Buffer)>,) = decode_value(args).expect("buffers");
             assert_eq!(buffers[0].1[99_999], 5);
             // A vector of numbers is one all the same.
@@ -494,7 +548,9 @@ mod tests {
         };
         let buffers = references_in(args).zip(&attachments);
         let received = buffers.map(|((_, reference), it)| (reference, it.bytes().into()));
-        with_received(received.collect(), || then(args, attachments.len()))
+        with_received(received.collect(), MAX_FRAME, || {
+            then(args, attachments.len())
+        })
     }
 
     #[test]
@@ -590,7 +646,7 @@ mod tests {
         for _ in 0..5 {
             message.extend(reference.value(COPY));
         }
-        with_received(vec![(reference, zeros)], || {
+        with_received(vec![(reference, zeros)], MAX_FRAME, || {
             let error = decode_value::<Vec<Bytes<true>>>(&message).expect_err("too much");
             assert!(error.to_string().contains("copies"), "{error}");
             // Where nothing is copied, nothing is too much.
@@ -617,5 +673,58 @@ mod tests {
             panic!("it is too large");
         };
         assert!(at_least > 5 * COPY_FROM);
+        // Together with all else, whatever comes first.
+        for before in [true, false] {
+            let (bytes, text) = (Bytes::<true>(vec![6; COPY_FROM]), "x".repeat(4 * COPY_FROM));
+            let (first, last) = match before {
+                true => (Some(&text), None),
+                false => (None, Some(&text)),
+            };
+            let args = (first, bytes, last);
+            let refused = encode_call_sharing(1, "t", &args, limit, Some(4096)).map(|_| ());
+            assert!(matches!(refused, Err(EncodeError::TooLarge { .. })));
+        }
+        // And also those that are too many to be referred to.
+        let limit = MOST * COPY_FROM + 5000;
+        let many = |strings: usize| {
+            let args = (vec![Bytes::<true>(vec![6; COPY_FROM]); strings],);
+            encode_call_sharing(1, "t", &args, limit, Some(4096)).is_ok()
+        };
+        assert!(many(MOST) && !many(MOST + 1));
+    }
+
+    #[test]
+    fn a_buffer_may_be_longer_than_a_message_and_be_read_as_a_vector() {
+        let reference = Reference {
+            arena: 1,
+            offset: 0,
+            length: 5000,
+        };
+        let buffer = Buffer::with_len(5000, |bytes| bytes.fill(1));
+        with_received(vec![(reference, buffer)], 1000, || {
+            let vector: Vec<u8> = decode_value(&reference.value(EXTENSION)).expect("a copy");
+            assert_eq!(vector.len(), 5000);
+            let another = decode_value::<Vec<u8>>(&reference.value(EXTENSION));
+            assert!(another.is_err(), "two of them are more than may be");
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_copied_for_ever() {
+        let reference = Reference {
+            arena: 1,
+            offset: 0,
+            length: 5000,
+        };
+        let buffer = Buffer::with_len(5000, |bytes| bytes.fill(1));
+        with_received(vec![(reference, buffer)], 5000, || {
+            let why = || {
+                let read = decode_value::<u64>(&reference.value(COPY));
+                read.expect_err("it is no number").to_string()
+            };
+            let tries = (0..100).filter(|_| !why().contains("copies"));
+            assert!(tries.count() <= Copies::TRIES);
+            assert!(why().contains("copies"));
+        });
     }
 }

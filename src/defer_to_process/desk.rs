@@ -89,8 +89,8 @@ trait Results: Any + Send {
     fn fire(&mut self, desk: &Desk);
     /// Lets go of them.
     fn drop_all(&mut self);
-    /// How many there is room for.
-    fn capacity(&self) -> usize;
+    /// How many bytes there is room for.
+    fn room(&self) -> usize;
 }
 
 impl Desk {
@@ -107,7 +107,7 @@ impl Desk {
         });
         if let Some(desk) = known {
             return match &desk.end {
-                Some(end) if end.is_reached() => Err(LoopGone),
+                Some(end) if end.has_begun() => Err(LoopGone),
                 _ => Ok(desk),
             };
         }
@@ -304,13 +304,16 @@ impl Pile {
 
     /// The room of results that have been seen to is used again.
     fn reuse(&self, mut results: Vec<Box<dyn Results>>) {
-        /// No more than that is kept.
-        const ROOM: usize = 1024;
-        let room = results.pop().filter(|room| room.capacity() <= ROOM);
+        /// No more bytes, and no more pieces, are kept.
+        const ROOM: usize = 64 << 10;
+        const PIECES: usize = 1024;
+        let mut room = results.pop().filter(|room| room.room() <= ROOM);
         results.clear();
         let mut state = self.state.lock();
-        let room = mem::replace(&mut state.spare, room);
-        if state.results.capacity() == 0 && results.capacity() <= ROOM {
+        if room.is_some() {
+            mem::swap(&mut state.spare, &mut room);
+        }
+        if state.results.capacity() == 0 && results.capacity() <= PIECES {
             state.results = results;
         }
         drop(state);
@@ -380,9 +383,12 @@ impl<T: Send + 'static> Results for Come<T> {
             let resolver = table.borrow_mut().take(number);
             // Before the callbacks: a loop that waits for its last job does not wait for what they submit.
             desk.one_came();
-            let Some(resolver) = resolver else { continue };
-            // A cancelled one's result is dropped.
-            if let Err(panic) = contain(|| drop(resolver.fire(result))) {
+            // One that nobody waits for any more is dropped.
+            let fired = contain(|| match resolver {
+                Some(resolver) => drop(resolver.fire(result)),
+                None => drop(result),
+            });
+            if let Err(panic) = fired {
                 log_err(panic, "a job's result");
             }
         }
@@ -395,8 +401,8 @@ impl<T: Send + 'static> Results for Come<T> {
         }
     }
 
-    fn capacity(&self) -> usize {
-        self.0.capacity()
+    fn room(&self) -> usize {
+        self.0.capacity() * size_of::<(u32, Result<T, Failure>)>()
     }
 }
 

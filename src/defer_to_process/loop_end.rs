@@ -50,7 +50,7 @@ impl LoopEnd {
         threads: &Arc<dyn ReactorFromThreads>,
     ) -> Result<Rc<LoopEnd>, LoopGone> {
         if let Some(known) = LoopEnd::find(threads) {
-            return match known.is_reached() {
+            return match known.has_begun() {
                 true => Err(LoopGone),
                 false => Ok(known),
             };
@@ -59,8 +59,8 @@ impl LoopEnd {
         threads.call_from_thread(Box::new(|| ()))?;
         let made = Rc::new(LoopEnd::default());
         let over = LOOPS.with_borrow_mut(|loops| {
-            let over = |(known, end): &mut Known| known.strong_count() == 0 || end.is_reached();
-            let over: Vec<_> = loops.extract_if(.., over).collect();
+            let is_gone = |(known, _): &mut Known| known.strong_count() == 0;
+            let over: Vec<_> = loops.extract_if(.., is_gone).collect();
             loops.push((Arc::downgrade(threads), Rc::clone(&made)));
             over
         });
@@ -79,9 +79,9 @@ impl LoopEnd {
         })
     }
 
-    /// Whether it is over: nothing fires any more.
-    pub(super) fn is_reached(&self) -> bool {
-        matches!(*self.end.borrow(), End::Reached)
+    /// Whether the loop shuts down, or has ended: no more jobs are taken.
+    pub(super) fn has_begun(&self) -> bool {
+        !matches!(*self.end.borrow(), End::NotYet)
     }
 
     /// It is to wait for the jobs of this desk.

@@ -50,7 +50,9 @@ impl Shared {
                 Answered::Finish(mut job) => {
                     job.let_go();
                     let outcome = Outcome::Answer(worker.outcome(heard.outcome, heard.on_socket));
-                    with_received(heard.received, || job.finish(outcome, &self.home));
+                    with_received(heard.received, self.settings.max_frame, || {
+                        job.finish(outcome, &self.home);
+                    });
                 }
                 Answered::Stopped(mut job, verdict, at) => {
                     job.let_go();

@@ -375,7 +375,11 @@ impl MemoryOfWorker {
                 ..
             }) => {
                 let received = self.0.receive(value)?;
-                Ok(travel::with_received(received, || decode_value(value)))
+                Ok(travel::with_received(
+                    received,
+                    crate::wire::MAX_FRAME,
+                    || decode_value(value),
+                ))
             }
             Message::Notification { params, .. } => {
                 self.0.note(params, &[])?;

@@ -207,7 +207,7 @@ impl Backlog {
     /// Where a job is.
     pub(super) fn state(&self, key: JobKey) -> JobState {
         match self.entries.get(key.index as usize) {
-            Some(entry) if entry.id == key.id && key != JobKey::NONE => match entry.stage {
+            Some(entry) if entry.id == key.id && key.id != 0 => match entry.stage {
                 Stage::Queued => JobState::Queued,
                 Stage::Sent => JobState::Sent(WorkerId(entry.worker)),
                 Stage::Running => JobState::Running(WorkerId(entry.worker)),
@@ -221,7 +221,7 @@ impl Backlog {
         let index = (bits >> 32) as u32;
         let id = self.entries.get(index as usize)?.id;
         let key = JobKey { index, id };
-        (key != JobKey::NONE && key.to_bits() == bits).then_some(key)
+        (id != 0 && key.to_bits() == bits).then_some(key)
     }
 
     /// The jobs of one owner that are not done.
@@ -477,6 +477,19 @@ mod tests {
         assert_eq!(backlog.find(keys[1].to_bits()), None);
         assert_eq!(backlog.find(new.to_bits()), Some(new));
         assert_eq!(Backlog::new().find(JobKey::NONE.to_bits()), None);
+    }
+
+    #[test]
+    fn a_number_whose_lower_half_is_nought_finds_no_free_entry() {
+        let mut backlog = Backlog::new();
+        backlog.push(job());
+        backlog.last_id = u64::from(u32::MAX);
+        let key = backlog.push(job());
+        assert_eq!(backlog.find(key.to_bits()), Some(key));
+        drop(backlog.withdraw(key));
+        assert_eq!(backlog.find(key.to_bits()), None);
+        let free = JobKey { id: 0, ..key };
+        assert_eq!(backlog.state(free), JobState::Done);
     }
 
     #[test]

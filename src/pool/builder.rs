@@ -286,7 +286,7 @@ impl Builder {
         self
     }
 
-    /// The largest call or answer, in bytes. Default: 1 GiB, which is also the most that the default workers take. What
+    /// The largest call or answer, in bytes. Default: 1 GiB. What
     /// [buffers](crate::Buffer) share does not count; other byte strings do, wherever they travel.
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max_message = bytes.max(wire::MIN_FRAME);

@@ -72,7 +72,10 @@ impl Called<'_> {
     pub(crate) fn result<T>(self, decode: Decode<T>, outcome: Outcome<'_>) -> Result<T, Failure> {
         // A panic has been reported by the panic hook.
         let result = catch_unwind(AssertUnwindSafe(|| decode(self, outcome)));
-        let result = result.unwrap_or_else(|_| Err(lost()));
+        let result = result.unwrap_or_else(|payload| {
+            wire::panic_text(payload); // whose drop may panic too
+            Err(lost())
+        });
         if result.is_err() {
             self.home.failed.fetch_add(1, Ordering::Relaxed);
         }
@@ -164,7 +167,8 @@ impl JobKey {
     /// That of a job which was refused: there is none with this number.
     pub(crate) const NONE: JobKey = JobKey { index: 0, id: 0 };
 
-    /// It in one number, which is good as long as its job is not done; see [`Backlog::find`](super::backlog::Backlog::find).
+    /// It in one number; see [`Backlog::find`](super::backlog::Backlog::find). It is no other job's until four thousand million
+    /// more have been submitted.
     pub(crate) fn to_bits(self) -> u64 {
         u64::from(self.index) << 32 | u64::from(self.id as u32)
     }
@@ -243,7 +247,8 @@ impl Job {
         let called = self.called(home);
         if let Some(ending) = self.end.ending.take() {
             let number = self.end.number;
-            let _ = catch_unwind(AssertUnwindSafe(|| ending.end(number, outcome, called)));
+            let ended = catch_unwind(AssertUnwindSafe(|| ending.end(number, outcome, called)));
+            ended.unwrap_or_else(|payload| drop(wire::panic_text(payload)));
         }
     }
 
@@ -261,5 +266,37 @@ impl Job {
     /// Ends the job with a failure.
     pub(crate) fn fail(self, failure: impl Into<Failure>, home: &Home) {
         self.finish(Outcome::Failed(failure.into()), home);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use errback_deferred::CancelledError;
+
+    /// Its drop panics.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("once more")
+        }
+    }
+
+    #[test]
+    fn whatever_a_panic_carries_there_is_a_result() {
+        let home = Home {
+            python: false,
+            failed: AtomicU64::new(0),
+        };
+        let called = Called {
+            task: "t",
+            items: 1,
+            home: &home,
+        };
+        let decode: Decode<()> = |_, _| std::panic::panic_any(Bomb);
+        let result = called.result(decode, Outcome::Failed(CancelledError.into()));
+        assert!(result.expect_err("there is none").is::<InternalError>());
+        assert_eq!(home.failed.load(Ordering::Relaxed), 1);
     }
 }

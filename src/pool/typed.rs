@@ -104,7 +104,8 @@ impl Pool {
         })
     }
 
-    /// The bytes of many calls of one task, to travel as one. Its result is never a failure.
+    /// The bytes of many calls of one task, to travel as one. Its result is no failure, whatever
+    /// becomes of them, but when it is lost by a fault.
     pub(crate) fn encode_chunk<F: Task>(
         &self,
         task: F,

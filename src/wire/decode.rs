@@ -32,15 +32,16 @@ pub(super) fn first_value<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Option<
         keeps: false,
         declined: false,
     };
-    let value = T::deserialize(&mut reader).ok()?;
+    let value = T::deserialize(&mut reader).ok();
     let is_whole = reader.rest.len() < bytes.len() && reader.open_variants == 0;
-    if !is_whole || reader.declined {
-        return None;
-    }
+    let value = value.filter(|_| is_whole && !reader.declined);
     if reader.copied > 0 {
-        travel::note_copied(reader.copied);
+        travel::note_made(reader.copied);
+        if value.is_some() {
+            travel::note_kept(reader.copied);
+        }
     }
-    Some((value, reader.rest))
+    Some((value?, reader.rest))
 }
 
 /// As what a visitor takes a byte string.

@@ -25,6 +25,9 @@ pub(crate) struct Encoder {
     share_from: Option<usize>,
     /// The buffers that are referred to, in the order of their places.
     attachments: Vec<Attachment>,
+    /// How many bytes of those whoever reads it makes copies of. They have a message's limit together with the bytes here: it
+    /// does not depend on what memory there is.
+    to_copy: usize,
 }
 
 impl Encoder {
@@ -37,6 +40,7 @@ impl Encoder {
             depth: 0,
             share_from: None,
             attachments: Vec::new(),
+            to_copy: 0,
         }
     }
 
@@ -52,6 +56,7 @@ impl Encoder {
 
     /// The buffers that the bytes refer to: they are to be kept until nobody reads them any more.
     pub(crate) fn take_attachments(&mut self) -> Vec<Attachment> {
+        self.to_copy = 0;
         std::mem::take(&mut self.attachments)
     }
 
@@ -70,6 +75,7 @@ impl Encoder {
         let needed = self
             .bytes
             .len()
+            .saturating_add(self.to_copy)
             .saturating_add(bytes)
             .saturating_add(besides);
         let fits = needed <= self.limit;
@@ -100,14 +106,22 @@ impl Encoder {
     /// Forgets what was written after `length` bytes, as after a value that failed half-way.
     pub(crate) fn truncate(&mut self, length: usize) {
         self.bytes.truncate(length);
-        self.attachments.retain(|it| it.at < length);
+        let kept = self.attachments.partition_point(|it| it.at < length);
+        self.attachments.truncate(kept);
+        self.count_copies();
         self.depth = 0;
+    }
+
+    fn count_copies(&mut self) {
+        let to_copy = self.attachments.iter().map(Attachment::to_copy);
+        self.to_copy = to_copy.sum();
     }
 
     /// Takes away what was written after `length` bytes, to be written again by [`paste`](Encoder::paste).
     pub(crate) fn cut(&mut self, length: usize) -> Cut {
         let from = self.attachments.partition_point(|it| it.at < length);
         let attachments = self.attachments.split_off(from);
+        self.count_copies();
         Cut {
             bytes: self.bytes.split_off(length),
             was_at: length,
@@ -123,9 +137,10 @@ impl Encoder {
         cut.pasted += length;
         while let Some(mut attachment) = cut.attachments.next_if(|it| it.at < before + length) {
             attachment.at = attachment.at - before + now;
+            self.to_copy += attachment.to_copy();
             self.attachments.push(attachment);
         }
-        Ok(())
+        self.fits(0)
     }
 
     /// How many arrays and maps the next value is in.
@@ -165,7 +180,8 @@ impl Encoder {
 
     #[inline]
     fn fits(&self, more: usize) -> Result<(), EncodeError> {
-        let at_least = (self.bytes.len().saturating_add(more)).saturating_add(self.kept_free);
+        let there = self.bytes.len().saturating_add(self.to_copy);
+        let at_least = there.saturating_add(more).saturating_add(self.kept_free);
         match at_least > self.limit {
             true => Err(self.too_large(at_least)),
             false => Ok(()),
@@ -675,6 +691,7 @@ impl Encoder {
             return Ok(false);
         };
         self.raw(&attachment.value())?;
+        self.to_copy += attachment.to_copy();
         self.attachments.push(attachment);
         Ok(true)
     }
@@ -684,10 +701,7 @@ impl Encoder {
         if length < travel::COPY_FROM || !self.shares(length) {
             return Ok(false);
         }
-        // Together they have the limit of a message all the same: it does not depend on what memory there is.
-        let copied = self.attachments.iter().map(Attachment::to_copy);
-        self.fits(copied.fold(length, usize::saturating_add))
-            .map(|()| true)
+        self.fits(length).map(|()| true)
     }
 
     /// Puts bytes there, as `fill` writes them.

@@ -325,7 +325,9 @@ impl MemoryOfHost {
         };
         self.look();
         Ok(self.arenas.receive(args).and_then(|received| {
-            let decoded = travel::with_received(received, || decode_value::<(Vec<Buffer>,)>(args));
+            let decoded = travel::with_received(received, crate::wire::MAX_FRAME, || {
+                decode_value::<(Vec<Buffer>,)>(args)
+            });
             decoded.map(|(buffers,)| buffers).map_err(|e| e.to_string())
         }))
     }

@@ -84,7 +84,8 @@ impl Jobs {
             let received = self.arenas.borrow_mut().receive(args);
             let received =
                 received.map_err(|why| RemoteErrorBody::new(ErrorKind::DecodeArgs, "", why))?;
-            return with_received(received, || self.run_tasks(frame, task, args));
+            let limit = frame.limit();
+            return with_received(received, limit, || self.run_tasks(frame, task, args));
         }
         self.arenas.borrow_mut().tidy();
         self.run_tasks(frame, task, args)
