@@ -335,10 +335,14 @@ impl Peer {
         );
     }
 
-    /// What a message may cost its reader.
+    /// What a message may cost its reader. For a type that is no buffer each reference stands for a copy of the bytes, as if they
+    /// had come in the message, whose limit they have; one such copy of a value is there at a time.
     fn bound(&self, body: &[u8]) -> usize {
-        let shown = self.shown.values().flatten().map(|it| it.length);
-        body.len() * FACTOR + 2 * shown.sum::<usize>() + CONSTANT
+        const REFERENCE: usize = 27;
+        let shown = || self.shown.values().flatten().map(|it| it.length);
+        let longest = shown().max().unwrap_or(0);
+        let copied = body.len() / REFERENCE * longest;
+        body.len() * FACTOR + 2 * shown().sum::<usize>() + copied + CONSTANT
     }
 
     /// Each buffer is what was referred to.
