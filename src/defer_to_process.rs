@@ -98,7 +98,7 @@ pub fn defer_to_process<F: Task>(reactor: &Reactor, task: F, args: F::Args) -> D
 /// ```
 ///
 /// # Errors
-/// As [`defer_to_process`].
+/// As [`defer_to_process`], and [`LoopGone`] for what is submitted when the loop shuts down or has ended.
 #[track_caller]
 pub fn defer_to_process_pool<F: Task>(
     event_loop: &impl ReactorCore,
