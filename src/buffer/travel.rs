@@ -274,18 +274,18 @@ pub(crate) fn may_copy(more: usize) -> bool {
 
 /// So many bytes have been copied.
 pub(crate) fn note_made(bytes: usize) {
-    let _ = COPIES.try_with(|copies| {
-        let mut now = copies.get();
-        now.made = now.made.saturating_add(bytes);
-        copies.set(now);
-    });
+    note_copies(|copies| copies.made = copies.made.saturating_add(bytes));
 }
 
 /// A value has been made of so many copied bytes.
 pub(crate) fn note_kept(bytes: usize) {
+    note_copies(|copies| copies.kept = copies.kept.saturating_add(bytes));
+}
+
+fn note_copies(note: impl FnOnce(&mut Copies)) {
     let _ = COPIES.try_with(|copies| {
         let mut now = copies.get();
-        now.kept = now.kept.saturating_add(bytes);
+        note(&mut now);
         copies.set(now);
     });
 }
@@ -634,14 +634,19 @@ mod tests {
         });
     }
 
-    #[test]
-    fn referring_to_the_same_bytes_again_and_again_does_not_make_a_message_longer_than_it_may_be() {
+    /// So many bytes that a message may refer to.
+    fn shown(length: usize) -> (Reference, Buffer) {
         let reference = Reference {
             arena: 1,
             offset: 0,
-            length: MAX_FRAME as u64 / 4,
+            length: length as u64,
         };
-        let zeros = Buffer::with_len(MAX_FRAME / 4, |_| ());
+        (reference, Buffer::with_len(length, |_| ()))
+    }
+
+    #[test]
+    fn referring_to_the_same_bytes_again_and_again_does_not_make_a_message_longer_than_it_may_be() {
+        let (reference, zeros) = shown(MAX_FRAME / 4);
         let mut message = vec![0x95];
         for _ in 0..5 {
             message.extend(reference.value(COPY));
@@ -695,12 +700,7 @@ mod tests {
 
     #[test]
     fn a_buffer_may_be_longer_than_a_message_and_be_read_as_a_vector() {
-        let reference = Reference {
-            arena: 1,
-            offset: 0,
-            length: 5000,
-        };
-        let buffer = Buffer::with_len(5000, |bytes| bytes.fill(1));
+        let (reference, buffer) = shown(5000);
         with_received(vec![(reference, buffer)], 1000, || {
             let vector: Vec<u8> = decode_value(&reference.value(EXTENSION)).expect("a copy");
             assert_eq!(vector.len(), 5000);
@@ -711,12 +711,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_not_copied_for_ever() {
-        let reference = Reference {
-            arena: 1,
-            offset: 0,
-            length: 5000,
-        };
-        let buffer = Buffer::with_len(5000, |bytes| bytes.fill(1));
+        let (reference, buffer) = shown(5000);
         with_received(vec![(reference, buffer)], 5000, || {
             let why = || {
                 let read = decode_value::<u64>(&reference.value(COPY));
