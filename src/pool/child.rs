@@ -506,8 +506,12 @@ mod tests {
 
     #[test]
     fn a_host_knows_its_own_peak() {
+        // Tests beside this one may have had more and let it go: what is held
+        // now is a bound, a rise is not.
         let before = host_peak().expect("procfs");
         let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
-        assert!(host_peak() > Some(before + memory.len() as u64 / 2));
+        let after = host_peak().expect("procfs");
+        assert!(after >= before.max(memory.len() as u64), "{after}");
+        assert!(after < 1 << 40, "{after}");
     }
 }
