@@ -42,18 +42,21 @@ pub(crate) fn map(options: &Options) -> Done {
     })
 }
 
+/// Round by round, so that no size has the better part of the time: what runs later finds a machine that is warmer, or busier.
 fn by_iterator(pool: &Pool, options: &Options, rounds: usize) -> Done {
     let row = options.row("D", "");
-    let mut all = Vec::new();
-    for chunk in [None].into_iter().chain(CHUNKS.map(Some)) {
-        let rates = (0..rounds)
-            .map(|_| mapped(pool, chunk))
-            .collect::<Result<Vec<_>, _>>()?;
-        let name = chunk.map_or("default".to_owned(), |chunk| chunk.to_string());
-        say(&row, &name, greatest(&rates));
-        all.extend(rates);
+    let sizes: Vec<Option<usize>> = [None].into_iter().chain(CHUNKS.map(Some)).collect();
+    let mut best = vec![0.0_f64; sizes.len()];
+    for _ in 0..rounds {
+        for (chunk, best) in sizes.iter().zip(&mut best) {
+            *best = best.max(mapped(pool, *chunk)?);
+        }
     }
-    say_best(&row, &all);
+    for (chunk, best) in sizes.iter().zip(&best) {
+        let name = chunk.map_or("default".to_owned(), |chunk| chunk.to_string());
+        say(&row, &name, *best);
+    }
+    say_best(&row, &best);
     Ok(())
 }
 

@@ -7,10 +7,13 @@ use crate::options::Options;
 use crate::report::{least, median};
 use crate::tasks::add;
 
-/// Seven pools, one after another.
+/// As many as the limit of the machine is the median of.
+const POOLS: usize = 20;
+
+/// Pools, one after another.
 pub(crate) fn start(options: &Options) -> Done {
     let (mut made, mut first) = (Vec::new(), Vec::new());
-    for _ in 0..7 {
+    for _ in 0..POOLS {
         let start = Instant::now();
         let pool = options.pool().build()?;
         made.push(start.elapsed().as_secs_f64() * 1e3);
