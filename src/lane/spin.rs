@@ -8,7 +8,8 @@
 //!
 //! Two that sleep would never find out: each looks in vain while the other is being woken. So who has slept for so short a time
 //! that it may have been no more than that looks longer the next time. When something comes then, both are awake, and from
-//! there on it has to come within the limit again.
+//! there on it has to come within the limit again. The first look of all is a long one as well: a worker's first call is its
+//! slowest, as it meets with every page for the first time, and its host has to wake for its hello and make something of it.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,7 @@ pub(crate) struct Spin {
     pause: u32,
     /// How many it was after the last look that came to nothing.
     last_pause: u32,
-    /// Whether the last sleep was short.
+    /// Whether the last sleep was short, or there was none yet.
     lags: bool,
     /// In how many more waits others are let run at once.
     shares: u32,
@@ -50,7 +51,7 @@ impl Spin {
             limit,
             pause: 0,
             last_pause: 0,
-            lags: false,
+            lags: true,
             shares: 0,
             gave_up: None,
         }

@@ -19,10 +19,6 @@ use crate::lane::spin::Spin;
 use crate::lane::{self, Broken, WorkerLane};
 use crate::wire::{FrameReader, HostHello, MAX_FRAME, Message};
 
-/// How many times longer a worker looks for its first call than for others: its host, which most likely has one for it, wakes
-/// for the hello and has to make something of it.
-const FIRST: u32 = 5;
-
 pub(super) struct Channel {
     socket: OwnedFd,
     reader: FrameReader,
@@ -36,8 +32,6 @@ struct Lane {
     /// Whether the frame that was waited for is on the socket.
     on_socket: bool,
     spin: Spin,
-    /// For the first call, before the first sleep.
-    first: Option<Spin>,
 }
 
 /// The descriptors that come with the host's hello, in their order.
@@ -108,7 +102,6 @@ impl Channel {
         self.lane = Some(Lane {
             ends,
             spin: Spin::new(spin),
-            first: Some(Spin::new(FIRST * spin)),
             reader: FrameReader::new(lane::LONGEST),
             on_socket: false,
         });
@@ -181,16 +174,9 @@ impl Channel {
 }
 
 impl Lane {
-    /// Looks for a while whether there is something to read.
-    fn look(&mut self) -> bool {
-        let mut first = self.first.take();
-        let spin = first.as_mut().unwrap_or(&mut self.spin);
-        spin.until(|| self.ends.has_bytes())
-    }
-
     /// Sleeps until there is something to read, or room for an answer. `false`: the host has closed the connection.
     fn sleep(&mut self, socket: &OwnedFd, room: Option<usize>) -> Result<bool, Leaving> {
-        if room.is_none() && self.look() {
+        if room.is_none() && self.spin.until(|| self.ends.has_bytes()) {
             return Ok(true);
         }
         let may_sleep = self.ends.doze(room).map_err(Leaving::broken)?;
