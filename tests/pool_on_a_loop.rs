@@ -1,7 +1,7 @@
 //! Jobs and an event loop: every Deferred fires, on the loop's thread, before `run` returns.
 
 use std::cell::{Cell, RefCell};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +46,23 @@ fn hold(path: String) {
     loop {
         std::thread::park();
     }
+}
+
+/// Connects to this socket, and returns when it is sent something. The connection stays as long as the process.
+#[errback::task]
+fn return_when_told(path: String) {
+    let mut connection = std::os::unix::net::UnixStream::connect(path).expect("the test listens");
+    connection.read_exact(&mut [0]).expect("a byte");
+    std::mem::forget(connection);
+}
+
+/// A socket of this test's own, and its path.
+fn listener(name: &str) -> (std::os::unix::net::UnixListener, String) {
+    let name = format!("errback-{}-{name}.sock", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let path = path.to_str().expect("a path in UTF-8").to_owned();
+    (listener, path)
 }
 
 fn reactor() -> Reactor {
@@ -124,14 +141,11 @@ fn results_of_one_worker_come_in_their_order_whatever_their_types() {
 
 #[test]
 fn a_reactor_that_is_dropped_without_having_run_leaves_no_worker_behind() {
-    let name = format!("errback-{}-dropped.sock", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let (listener, path) = listener("dropped");
     let reactor = reactor();
-    let text = path.to_str().expect("a path in UTF-8").to_owned();
-    let d = defer_to_process(&reactor, hold, (text,));
+    let d = defer_to_process(&reactor, hold, (path.clone(),));
     let (mut worker, _) = listener.accept().expect("the worker connects");
-    std::fs::remove_file(&path).expect("it is there");
+    std::fs::remove_file(path).expect("it is there");
     drop(reactor);
     worker
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -154,6 +168,40 @@ fn results_for_a_loop_that_is_dropped_unrun_are_let_go_of() {
     drop(reactor);
     assert_eq!(way_home.strong_count(), 0);
     drop(jobs);
+}
+
+/// A loop that is dropped without having run, after its handle of the pool: the worker of a job that it had there, which ends
+/// when the connection does. The job is told to return `before` the loop is dropped, or after that.
+fn worker_of_a_dropped_loop(before: bool) -> std::os::unix::net::UnixStream {
+    let (listener, path) = listener(if before { "before" } else { "after" });
+    let pool = Pool::builder().size(1).build().expect("a pool");
+    let reactor = reactor();
+    let job = defer_to_process_pool(&reactor, &pool, return_when_told, (path.clone(),));
+    let (mut worker, _) = listener.accept().expect("the worker connects");
+    std::fs::remove_file(path).expect("it is there");
+    if before {
+        worker.write_all(&[1]).expect("it reads");
+        // Its answer comes behind the other, which has been put aside then.
+        pool.apply_async(add, (1, 1)).get().expect("a sum");
+    }
+    drop(pool);
+    drop(reactor);
+    if !before {
+        worker.write_all(&[1]).expect("it reads");
+    }
+    assert!(!job.called(), "there is no loop on which it could fire");
+    worker
+}
+
+#[test]
+fn a_pool_ends_with_its_last_handle_when_a_loop_is_gone_that_had_jobs_there() {
+    for before in [true, false] {
+        let mut worker = worker_of_a_dropped_loop(before);
+        let time = Some(Duration::from_secs(60));
+        worker.set_read_timeout(time).expect("a socket");
+        let end = worker.read(&mut [0]);
+        assert_eq!(end.expect("its end, before the time is up"), 0);
+    }
 }
 
 #[test]

@@ -34,8 +34,6 @@ pub(super) struct Desk {
     pool: Weak<Shared>,
     /// How many jobs are out.
     jobs: Cell<usize>,
-    /// As long as there are jobs for which the loop's end waits: their pool, which is not to be dropped before.
-    kept: RefCell<Option<Pool>>,
     /// The jobs hold it by their ways, which have no other one to the loop.
     pile: RefCell<Weak<Pile>>,
     ways: RefCell<Vec<KnownWay>>,
@@ -72,6 +70,8 @@ struct PileState {
     spare: Option<Box<dyn Results>>,
     /// The loop has been asked to see to them.
     asked: bool,
+    /// As long as there are jobs for which the loop's end waits: their pool, which is not to be dropped before.
+    kept: Option<Pool>,
 }
 
 /// How the results of one task come to a pile. The jobs know it, and their Deferreds by their numbers.
@@ -126,7 +126,6 @@ impl Desk {
                 event_loop: Arc::downgrade(threads),
                 pool: Arc::downgrade(pool.shared()),
                 jobs: Cell::new(0),
-                kept: RefCell::default(),
                 pile: RefCell::default(),
                 ways: RefCell::default(),
                 tables: RefCell::default(),
@@ -173,7 +172,7 @@ impl Desk {
         let number = self.table().borrow_mut().put(resolver);
         let decode = call.decode();
         let way = self.way(threads, decode);
-        self.one_goes(pool);
+        self.one_goes(pool, &way.pile);
         match pool.try_submit(call.job_for(End::numbered(way, number))) {
             Ok(job) => {
                 // A job that runs ends when its process is gone, not when that was asked for.
@@ -251,9 +250,9 @@ impl Desk {
     }
 
     /// A job goes out.
-    fn one_goes(&self, pool: &Pool) {
+    fn one_goes(&self, pool: &Pool, pile: &Pile) {
         if self.jobs.replace(self.jobs.get() + 1) == 0 && self.end.is_some() {
-            self.kept.replace(Some(pool.clone()));
+            pile.keep(Some(pool.clone()));
         }
     }
 
@@ -263,8 +262,8 @@ impl Desk {
         if self.is_busy() {
             return;
         }
-        let kept = self.kept.take();
-        drop(kept); // perhaps its last handle
+        let pile = self.pile.borrow().upgrade();
+        pile.into_iter().for_each(|pile| pile.keep(None));
         if let Some(end) = &self.end {
             end.look();
         }
@@ -294,6 +293,12 @@ impl Pile {
         let _ = self
             .event_loop
             .call_from_thread(Box::new(move || asked.fire()));
+    }
+
+    /// Keeps a pool, or lets go of the one that was kept.
+    fn keep(&self, pool: Option<Pool>) {
+        let kept = mem::replace(&mut self.state.lock().kept, pool);
+        drop(kept); // perhaps its last handle, and not under the lock
     }
 
     fn take(&self) -> Vec<Box<dyn Results>> {
@@ -341,7 +346,7 @@ fn of_type<T: 'static>(results: &mut Box<dyn Results>) -> Option<&mut Come<T>> {
     results.downcast_mut()
 }
 
-/// The loop has been asked to see to a pile. If it never does, because it is gone, the results are let go of.
+/// The loop has been asked to see to a pile. If it never does, because it is gone, the results are let go of, and the pool.
 struct Asked(Option<Arc<Pile>>);
 
 impl Asked {
@@ -354,9 +359,11 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let results = self.0.take().map(|pile| pile.take());
-        let results = results.into_iter().flatten();
-        results.for_each(|mut results| results.drop_all());
+        if let Some(pile) = self.0.take() {
+            let results = pile.take().into_iter();
+            results.for_each(|mut results| results.drop_all());
+            pile.keep(None);
+        }
     }
 }
 
