@@ -92,12 +92,15 @@ impl Arenas {
     /// The buffers that a call's arguments refer to.
     ///
     /// # Errors
-    /// An arena is not there, or cannot be mapped: the call fails.
+    /// An arena is not there, or cannot be mapped, or there are too many references: the call fails.
     pub(super) fn receive(&mut self, args: &[u8]) -> Result<Received, String> {
         self.look();
         self.uses += 1;
         let mut received: Received = Vec::new();
-        for (_, reference) in references_in(args) {
+        for (index, (_, reference)) in references_in(args).enumerate() {
+            if index == travel::MOST {
+                return Err("a call with too many buffers".to_owned());
+            }
             if !received.iter().any(|(it, _)| *it == reference) {
                 received.push((reference, self.buffer(reference)?));
             }

@@ -160,6 +160,24 @@ pub fn worker_is_shown(mut source: Source<'_>) {
         .for_each(|(buffer, reference)| peer.check(&[*reference], std::slice::from_ref(buffer)));
 }
 
+/// Whether a worker takes a call with so many references, to memory that is there.
+pub fn worker_takes(references: u64) -> bool {
+    const SOUND: [u8; 2] = [7, 0];
+    let (mut peer, theirs) = Peer::new();
+    let mut worker = MemoryOfHost::new(theirs);
+    let attached = attach(&mut Source::new(&SOUND));
+    peer.say(&packet(1, 5, PAGE as u64), attached);
+    let values: Vec<Value> = (0..references)
+        .map(|offset| Reference {
+            number: 5,
+            offset,
+            length: 1,
+        })
+        .map(|reference| Value::Buffer(reference, 69))
+        .collect();
+    worker.call(&call(&values).bytes).expect("a call").is_ok()
+}
+
 /// What a peer says in a frame.
 enum Message {
     Values(Vec<Value>),

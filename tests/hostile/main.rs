@@ -83,6 +83,12 @@ fn many(count: u32, value: &[u8]) -> Vec<u8> {
 const MANY: u32 = 1 << 18;
 
 #[test]
+fn a_call_with_more_references_than_a_frame_may_have_is_refused() {
+    assert!(arenas::worker_takes(64));
+    assert!(!arenas::worker_takes(65));
+}
+
+#[test]
 fn more_results_than_calls_are_refused_unread() {
     let results = many(MANY, &[0x92, 0xc0, 0xc0]);
     let (parsed, cost) = memory::cost(|| wire::parse_chunk_results(&results, 1));
