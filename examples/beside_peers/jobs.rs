@@ -114,7 +114,7 @@ pub(crate) fn got(pool: &Pool, many: i64) -> Result<f64, Failure> {
 pub(crate) fn scale(options: &Options) -> Done {
     let (pool, _) = warm_pool(options)?;
     let row = options.row("D", "");
-    let rounds = options.rounds(3);
+    let rounds = options.rounds(7);
     on_a_reactor(move |reactor| async move {
         let mut shares = Vec::new();
         for _ in 0..rounds {
