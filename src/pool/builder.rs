@@ -208,11 +208,14 @@ impl Builder {
     }
 
     /// For how long one who waits for a short answer, or a worker for its next call, looks for it before it goes to sleep: up to
-    /// 20 microseconds by default, a millisecond at the most, and never with [`Duration::ZERO`]. To be woken takes longer than that where the other side
-    /// is on another processor. (On a loop it is the loop's own time that counts, as in [the reactor's](errback_reactor::Builder::spin).)
+    /// 20 microseconds by default, a millisecond at the most, and never with [`Duration::ZERO`]. To be woken takes longer than
+    /// that where the other side is on another processor. (On a loop it is the loop's own time that counts, as in
+    /// [the reactor's](errback_reactor::Builder::spin).)
     ///
-    /// It becomes rare when it does not pay, because jobs take longer or others need the processors; and one look is up to eight
-    /// times as long when the last sleep was so short that the other side may just have had to be woken. It costs nothing at rest, and there is none where this process has one processor, or without [`shared_memory`](Builder::shared_memory).
+    /// It becomes rare when it does not pay, because jobs take longer or others need the processors. One look is up to eight
+    /// times as long: the first of all, and one after a sleep so short that the other side may just have had to be woken. It
+    /// costs nothing at rest, and there is none where this process has one processor, or without
+    /// [`shared_memory`](Builder::shared_memory).
     pub fn spin(mut self, limit: Duration) -> Self {
         const MOST: Duration = Duration::from_millis(1);
         self.spin = limit.min(MOST);
